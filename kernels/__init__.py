@@ -1,0 +1,21 @@
+"""The hot operations of Mask R-CNN as Triton kernels, each with an eager and a reference twin.
+
+Where torchvision.ops has a function, the one here has its name, arguments and result.
+"""
+
+from kernels.dispatch import use
+from kernels.mask_loss import mask_loss
+from kernels.nms import batched_nms, nms, segmented_nms
+from kernels.paste_masks import paste_masks
+from kernels.roi_align import multiscale_roi_align, roi_align
+
+__all__ = [
+    "batched_nms",
+    "mask_loss",
+    "multiscale_roi_align",
+    "nms",
+    "paste_masks",
+    "roi_align",
+    "segmented_nms",
+    "use",
+]

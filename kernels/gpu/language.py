@@ -1,0 +1,116 @@
+"""Functions that kernels share: exact division, choice among levels, and the sampling grid of RoIAlign.
+
+RoIAlign is separable. Along one axis a RoI of `size` pixels from `start` has bins of `bin = size / bins`
+pixels with `samples` samples each, `step = bin / samples` apart. A sample counts if it is at most one pixel
+outside the map, is then moved to the border, and gives the two pixels around it the weight max(0, 1 - |pixel
+- position|).
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def divide(a, b):
+    """a / b correctly rounded; Triton's own float32 division is not."""
+    return a / b if a.dtype == tl.float64 else tl.div_rn(a, tl.cast(b, tl.float32))
+
+
+@triton.jit
+def pick(values, index, COUNT: tl.constexpr):
+    """values[index] of a tuple of numbers, for an index (or tensor of indices) known at run time only."""
+    value = values[0]
+    for i in tl.static_range(1, COUNT):
+        value = tl.where(index == i, values[i], value)
+    return value
+
+
+@triton.jit
+def pick_pointer(pointers, index, COUNT: tl.constexpr):
+    """pointers[index] of a tuple of pointers, for a scalar index known at run time only."""
+    pointer = pointers[0]
+    for i in tl.static_range(1, COUNT):
+        if index == i:
+            pointer = pointers[i]
+    return pointer
+
+
+@triton.jit
+def finite(x):
+    """False for NaN and infinity."""
+    return tl.abs(x) < float("inf")
+
+
+@triton.jit
+def bitwise_or(a, b):
+    return a | b
+
+
+@triton.jit
+def sampling_grid(low, high, scale, extent, BINS: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr):
+    """(start, bin, samples as a float, step, extent) of the RoI from `low` to `high` along one axis.
+
+    No samples where the size is not above 0 and RATIO asks for as many as there are pixels.
+    """
+    OFFSET: tl.constexpr = 0.5 if ALIGNED else 0.0
+    start = low * scale - OFFSET
+    size = (high * scale - OFFSET) - start
+    if not ALIGNED:
+        size = tl.maximum(size, 1.0)
+    bin = divide(size, BINS)
+    samples = tl.zeros_like(bin) + RATIO if RATIO > 0 else tl.maximum(tl.ceil(bin), 0.0)
+    step = divide(bin, tl.maximum(samples, 1.0))
+    return start, bin, samples, step, extent
+
+
+@triton.jit
+def share_of_sample(y_grid, x_grid):
+    """What one sample counts in the mean of its bin."""
+    samples = y_grid[2] * x_grid[2]
+    return divide(tl.full((), 1.0, samples.dtype), tl.maximum(samples, 1.0))
+
+
+@triton.jit
+def sample_range(grid, index, RATIO: tl.constexpr):
+    """First sample and one past the last of bin `index` that can be on the map.
+
+    For adaptive sampling this bounds the work by the map and not by the box. Samples must still be tested.
+    """
+    start, bin, samples, step, extent = grid
+    if RATIO > 0:
+        first = tl.zeros_like(start + index).to(tl.int32)
+        stop = first + RATIO
+    else:
+        corner = start + index * bin
+        pace = tl.maximum(step, 1e-30)
+        first = tl.floor((-1.0 - corner) / pace - 0.5)
+        stop = tl.floor((extent - corner) / pace - 0.5) + 2.0
+        limit = tl.minimum(samples, 1073741824.0)
+        first = tl.minimum(tl.maximum(first, 0.0), limit).to(tl.int32)
+        stop = tl.minimum(tl.maximum(stop, 0.0), limit).to(tl.int32)
+    return first, stop
+
+
+@triton.jit
+def sample(grid, index, number):
+    """Position of sample `number` of bin `index`, moved onto the map, and whether it counts."""
+    start, bin, samples, step, extent = grid
+    # torchvision divides last; that shows in float64 only.
+    offset = (number + 0.5) * bin / samples if start.dtype == tl.float64 else (number + 0.5) * step
+    position = start + index * bin + offset
+    counts = (position >= -1.0) & (position <= extent)
+    position = tl.minimum(tl.maximum(position, 0.0), extent - 1.0)
+    return tl.where(counts, position, 0.0), counts
+
+
+@triton.jit
+def tent(pixel, position, counts):
+    """Weight that a sample gives to a pixel, along one axis."""
+    return tl.where(counts, tl.maximum(1.0 - tl.abs(pixel - position), 0.0), 0.0)
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) for x in [0, 1] without losing small x (Kahan)."""
+    u = 1.0 + x
+    return tl.where(u == 1.0, x, tl.log(u) * (x / tl.where(u == 1.0, 1.0, u - 1.0)))

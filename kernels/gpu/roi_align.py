@@ -1,0 +1,300 @@
+"""RoIAlign over all pyramid levels and images in one launch, forward.
+
+A bin is the mean of bilinear samples (Mask R-CNN, section 3). Bilinear sampling on a regular grid is
+separable (`kernels.gpu.language`): with y weights Wy and x weights Wx the bins of a RoI are Wy F Wx' /
+samples.
+
+Channels last: a program takes a RoI and a block of channels, one row of bins to a warp. It walks along x and
+holds two neighbouring columns of the map, already summed along y, so that each column is read once per row of
+bins, as rows of channels of 16 bytes a thread; there is no shared memory and no barrier. Contiguous maps:
+lanes are bins, so that neighbouring lanes read neighbouring pixels.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.gpu import tuning
+from kernels.gpu.language import pick_pointer, sample, sample_range, share_of_sample, tent
+from kernels.gpu.roi_align_backward import roi_align_backward as roi_align_backward
+from kernels.gpu.roi_geometry import level_tables, load_roi
+
+KEY = ["CHANNELS", "POOLED_H", "POOLED_W", "RATIO", "LEVELS", "rois_bucket"]
+
+
+def prune_channels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
+    """Blocks of at most the channels there are, and the narrowest block if all are wider."""
+    widest = triton.next_power_of_2(arguments["CHANNELS"])
+    fitting = [config for config in configs if config.kwargs["BLOCK_C"] <= widest]
+    return fitting or [min(configs, key=lambda config: config.kwargs["BLOCK_C"])]
+
+
+@tuning.tuned(
+    configs=[
+        triton.Config({"BLOCK_C": block}, num_warps=warps)
+        for block, warps in [(128, 8), (128, 4), (128, 16), (64, 8), (64, 4), (64, 2), (32, 4)]
+    ],
+    key=KEY,
+    prune=prune_channels,
+)
+@triton.jit(do_not_specialize=["num_images", "rois_bucket"])
+def _channels_last_kernel(
+    features,  # per level [N, H_l, W_l, C]
+    rois_ptr,  # [K, 5] image index, x1, y1, x2, y2
+    out_ptr,  # [K, PH, PW, C]
+    levels,  # heights, widths, scales and least areas of boxes, see `level_tables`
+    num_images,
+    rois_bucket,
+    EXACT_SCALES: tl.constexpr,
+    LEVELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    POOLED_H: tl.constexpr,
+    POOLED_W: tl.constexpr,
+    RATIO: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Program (RoI, block of channels) makes all bins, [BLOCK_H rows of bins, BLOCK_C] at a time."""
+    roi = tl.program_id(0).to(tl.int64)
+    level, image, y_grid, x_grid = load_roi(
+        rois_ptr, roi, levels, num_images, EXACT_SCALES, LEVELS, POOLED_H, POOLED_W, RATIO, ALIGNED
+    )
+    row = tl.arange(0, BLOCK_H)
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    used = (row < POOLED_H)[:, None] & (channel < CHANNELS)
+    index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+    rows, columns = y_grid[4].to(index_type), x_grid[4].to(index_type)
+    feature = pick_pointer(features, level, LEVELS) + image.to(tl.int64) * (rows * columns * CHANNELS) + channel
+    y_first, y_stop = sample_range(y_grid, row, RATIO)
+    y_count = tl.max(tl.where(row < POOLED_H, y_stop - y_first, 0)) if RATIO == 0 else RATIO
+    dtype: tl.constexpr = rois_ptr.dtype.element_ty
+    out = out_ptr + roi * (POOLED_H * POOLED_W * CHANNELS) + row[:, None] * (POOLED_W * CHANNELS) + channel
+
+    held = tl.full((), -2, tl.int32)  # columns held and held + 1 are in left and right
+    left = tl.zeros((BLOCK_H, BLOCK_C), dtype)
+    right = tl.zeros((BLOCK_H, BLOCK_C), dtype)
+    for bin_x in range(POOLED_W):
+        total = tl.zeros((BLOCK_H, BLOCK_C), dtype)
+        x_first, x_stop = sample_range(x_grid, bin_x, RATIO)
+        for number in range(x_first, x_stop):
+            x, counts = sample(x_grid, bin_x, number)
+            if counts:
+                column = x.to(tl.int32)
+                missing = tl.where(column == held, column + 2, tl.where(column == held + 1, column + 1, column))
+                while missing <= column + 1:
+                    pixel = tl.minimum(missing, columns.to(tl.int32) - 1)
+                    left = right
+                    right = _column(
+                        feature + pixel * CHANNELS,
+                        columns * CHANNELS,
+                        used,
+                        row,
+                        y_grid,
+                        y_first,
+                        y_stop,
+                        y_count,
+                        RATIO,
+                    )
+                    missing += 1
+                held = column
+                fraction = x - column
+                total += (1.0 - fraction) * left + fraction * right
+        tl.store(
+            out + bin_x * CHANNELS,
+            (total * share_of_sample(y_grid, x_grid)).to(out_ptr.dtype.element_ty),
+            mask=used,
+        )
+
+
+@triton.jit
+def _column(pointer, line, used, row, y_grid, y_first, y_stop, y_count, RATIO: tl.constexpr):
+    """One column of the map summed along y for each row of bins; `line` is the distance of two rows."""
+    index_type: tl.constexpr = line.dtype
+    dtype: tl.constexpr = y_grid[0].dtype
+    value = tl.zeros(used.shape, dtype)
+    if RATIO > 0 and RATIO <= 4:
+        # Neighbouring samples share rows of the map: each row is read once, with the sum of its weights.
+        for number in tl.static_range(RATIO):
+            y, _ = sample(y_grid, row, number)
+            top = y.to(tl.int32)
+            before, _ = sample(y_grid, row, number - 1 if number > 0 else 0)
+            last = before.to(tl.int32)
+            for corner in tl.static_range(2):
+                pixel = top + corner
+                weight = tl.zeros_like(y)
+                for other in tl.static_range(RATIO):
+                    position, counts = sample(y_grid, row, other)
+                    weight += tent(pixel, position, counts)
+                fresh = weight > 0
+                if number > 0:
+                    fresh = fresh & (pixel != last) & (pixel != last + 1)
+                value += weight[:, None] * tl.load(
+                    pointer + (pixel.to(index_type) * line)[:, None], mask=fresh[:, None] & used, other=0.0
+                ).to(dtype)
+    else:
+        for offset in range(y_count):
+            number = y_first + offset
+            y, counts = sample(y_grid, row, number)
+            counts = counts & (number < y_stop)
+            top = y.to(tl.int32)
+            fraction = y - top
+            upper = pointer + (top.to(index_type) * line)[:, None]
+            value += tl.where(counts, 1.0 - fraction, 0.0)[:, None] * tl.load(
+                upper, mask=counts[:, None] & used, other=0.0
+            ).to(dtype)
+            value += tl.where(counts, fraction, 0.0)[:, None] * tl.load(
+                upper + line, mask=(counts & (fraction > 0))[:, None] & used, other=0.0
+            ).to(dtype)
+    return value
+
+
+@tuning.tuned(
+    configs=[
+        triton.Config({"BLOCK_B": bins, "BLOCK_C": block}, num_warps=warps)
+        for bins, block, warps in [
+            (64, 8, 4),
+            (64, 4, 2),
+            (64, 16, 4),
+            (128, 4, 4),
+            (256, 1, 2),
+            (256, 4, 4),
+            (32, 8, 2),
+        ]
+    ],
+    key=KEY,
+    prune=prune_channels,
+)
+@triton.jit(do_not_specialize=["num_images", "rois_bucket"])
+def _contiguous_kernel(
+    features,  # per level [N, C, H_l, W_l]
+    rois_ptr,  # [K, 5] image index, x1, y1, x2, y2
+    out_ptr,  # [K, C, PH, PW]
+    levels,  # heights, widths, scales and least areas of boxes, see `level_tables`
+    num_images,
+    rois_bucket,
+    EXACT_SCALES: tl.constexpr,
+    LEVELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    POOLED_H: tl.constexpr,
+    POOLED_W: tl.constexpr,
+    RATIO: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Program (RoI, block of channels, block of bins): [BLOCK_C, BLOCK_B] bins, sample after sample."""
+    roi = tl.program_id(0).to(tl.int64)
+    level, image, y_grid, x_grid = load_roi(
+        rois_ptr, roi, levels, num_images, EXACT_SCALES, LEVELS, POOLED_H, POOLED_W, RATIO, ALIGNED
+    )
+    bins = tl.program_id(2) * BLOCK_B + tl.arange(0, BLOCK_B)
+    bin_y, bin_x = bins // POOLED_W, bins % POOLED_W
+    inside = bins < POOLED_H * POOLED_W
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]
+    index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+    rows, columns = y_grid[4].to(index_type), x_grid[4].to(index_type)
+    feature = pick_pointer(features, level, LEVELS) + image.to(tl.int64) * (rows * columns * CHANNELS)
+    feature += channel.to(index_type) * (rows * columns)
+    y_first, y_stop = sample_range(y_grid, bin_y, RATIO)
+    x_first, x_stop = sample_range(x_grid, bin_x, RATIO)
+    y_count = tl.max(tl.where(inside, y_stop - y_first, 0))
+    x_count = tl.max(tl.where(inside, x_stop - x_first, 0))
+
+    dtype: tl.constexpr = rois_ptr.dtype.element_ty
+    total = tl.zeros((BLOCK_C, BLOCK_B), dtype)
+    for y_offset in range(y_count):
+        y, y_counts = sample(y_grid, bin_y, y_first + y_offset)
+        y_counts = y_counts & inside & (y_first + y_offset < y_stop)
+        top = y.to(tl.int32)
+        y_fraction = y - top
+        line = top.to(index_type) * columns
+        for x_offset in range(x_count):
+            x, counts = sample(x_grid, bin_x, x_first + x_offset)
+            counts = counts & y_counts & (x_first + x_offset < x_stop)
+            first = x.to(tl.int32)
+            x_fraction = x - first
+            for corner in tl.static_range(4):
+                # A pixel beyond the border has weight 0.
+                if corner < 2:
+                    weight, pixel = 1.0 - y_fraction, line + first
+                else:
+                    weight, pixel = y_fraction, line + columns + first
+                if corner % 2 == 0:
+                    weight = weight * (1.0 - x_fraction)
+                else:
+                    weight, pixel = weight * x_fraction, pixel + 1
+                reached = (counts & (weight > 0))[None, :] & (channel < CHANNELS)
+                value = tl.load(feature + pixel[None, :], mask=reached, other=0.0).to(dtype)
+                total += weight[None, :] * value
+    out = out_ptr + (roi * CHANNELS + channel) * (POOLED_H * POOLED_W) + bins[None, :]
+    tl.store(
+        out,
+        (total * share_of_sample(y_grid, x_grid)).to(out_ptr.dtype.element_ty),
+        mask=inside[None, :] & (channel < CHANNELS),
+    )
+
+
+def roi_align(
+    features: list[Tensor],
+    rois: Tensor,
+    spatial_scales: list[float],
+    output_size: tuple[int, int],
+    sampling_ratio: int,
+    aligned: bool,
+    canonical_scale: float,
+    canonical_level: int,
+) -> Tensor:
+    """See `kernels.multiscale_roi_align`. features: [N, C, H, W] a level, rois: [K, 5]."""
+    num_rois, channels, (height, width) = rois.shape[0], features[0].shape[1], output_size
+    channels_last = not features[0].is_contiguous()
+    if channels_last:
+        out = features[0].new_empty((num_rois, height, width, channels)).permute(0, 3, 1, 2)
+    else:
+        out = features[0].new_empty((num_rois, channels, height, width))
+    if out.numel() == 0:
+        return out
+    arguments = {
+        **level_tables(
+            [feature.shape for feature in features],
+            spatial_scales,
+            canonical_scale,
+            canonical_level,
+            rois.dtype,
+        ),
+        "rois_bucket": tuning.bucket(num_rois),
+        "CHANNELS": channels,
+        "POOLED_H": height,
+        "POOLED_W": width,
+        "RATIO": max(sampling_ratio, 0),
+        "ALIGNED": aligned,
+        "WIDE": max(math.prod(feature.shape[1:]) for feature in features) >= 2**31,
+    }
+    tensors = (tuple(features), rois.contiguous(), out)
+    with tuning.on_device_of(rois):
+        if channels_last:
+            tuning.launch(
+                _channels_last_kernel,
+                lambda meta: (num_rois, triton.cdiv(channels, meta["BLOCK_C"])),
+                tensors,
+                BLOCK_H=triton.next_power_of_2(height),
+                **arguments,
+            )
+        else:
+            tuning.launch(
+                _contiguous_kernel,
+                lambda meta: (
+                    num_rois,
+                    triton.cdiv(channels, meta["BLOCK_C"]),
+                    triton.cdiv(height * width, meta["BLOCK_B"]),
+                ),
+                tensors,
+                **arguments,
+            )
+    return out

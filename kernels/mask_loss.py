@@ -1,0 +1,155 @@
+"""The mask loss (Mask R-CNN, section 3): ground truth cropped to each RoI, class channel, binary cross-entropy."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.dispatch import implementation_for, implementation_module
+
+
+def mask_loss(
+    logits: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    gt_masks: Tensor,
+    gt_index: Tensor,
+    weights: Tensor | None = None,
+    sampling_ratio: int = -1,
+) -> Tensor:
+    """Mean binary cross-entropy between each RoI's class channel and the ground truth under its box.
+
+    The target is RoIAlign of the mask, not thresholded, as torchvision's `maskrcnn_loss` has it. Masks are sampled as
+    they are: no float copy, no tensor of targets. The gradient goes to `logits` only.
+
+    Args:
+        logits: [K, C, M, M] in float32, float16, bfloat16 or float64.
+        labels: which channel each RoI is judged by [K], int64; with C = 1 (class-agnostic) it is channel 0.
+        boxes: [K, 4] as x1, y1, x2, y2 in pixels of `gt_masks`.
+        gt_masks: [G, H, W] of 0 and 1, uint8 or bool.
+        gt_index: which mask belongs to each RoI [K], int64.
+        weights: [K]; 0 leaves a RoI out, whatever else it holds. All 1 if None.
+        sampling_ratio: see `roi_align`.
+
+    Returns:
+        The mean over RoIs, by weight, and pixels: a scalar in float32 (float64 for float64); 0 without any weight.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype, device or range.
+    """
+    if weights is None:
+        weights = boxes.new_ones(boxes.shape[0], dtype=torch.float32)
+    _check(logits, labels, boxes, gt_masks, gt_index, weights)
+    loss, _ = _mask_loss(logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio, implementation_for(logits))
+    result: Tensor = loss
+    return result
+
+
+def _check(logits: Tensor, labels: Tensor, boxes: Tensor, gt_masks: Tensor, gt_index: Tensor, weights: Tensor) -> None:
+    if logits.ndim != 4 or logits.shape[2] != logits.shape[3] or not logits.is_floating_point():
+        raise ValueError(
+            f"logits is {tuple(logits.shape)} in {logits.dtype}; it must be K x C x M x M in floating point"
+        )
+    if gt_masks.ndim != 3 or gt_masks.dtype not in (torch.uint8, torch.bool):
+        raise ValueError(
+            f"gt_masks is {tuple(gt_masks.shape)} in {gt_masks.dtype}; it must be G x H x W in uint8 or bool"
+        )
+    number = logits.shape[0]
+    if boxes.shape != (number, 4) or not boxes.is_floating_point():
+        raise ValueError(f"boxes is {tuple(boxes.shape)} in {boxes.dtype}; it must be {number} x 4 in floating point")
+    for name, value in {"labels": labels, "gt_index": gt_index}.items():
+        if value.shape != (number,) or value.dtype != torch.int64:
+            raise ValueError(f"{name} is {tuple(value.shape)} in {value.dtype}; it must be {number} in int64")
+    if weights.shape != (number,) or not weights.is_floating_point():
+        raise ValueError(f"weights is {tuple(weights.shape)} in {weights.dtype}; it must be {number} in floating point")
+    named = {"labels": labels, "boxes": boxes, "gt_masks": gt_masks, "gt_index": gt_index, "weights": weights}
+    for name, value in named.items():
+        if value.device != logits.device:
+            raise ValueError(f"{name} is on {value.device}; it must be on the logits' device, {logits.device}")
+
+
+@torch.library.custom_op("mrcnn::mask_loss", mutates_args=())
+def _mask_loss(
+    logits: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    gt_masks: Tensor,
+    gt_index: Tensor,
+    weights: Tensor,
+    sampling_ratio: int,
+    implementation: str,
+) -> tuple[Tensor, Tensor]:
+    """The loss and its derivative with respect to each RoI's class channel [K, M, M]."""
+    if logits.device.type == "cpu":
+        _check_values(logits, labels, gt_masks, gt_index, weights)
+    module = implementation_module(implementation, "mask_loss")
+    loss, residual = module.mask_loss(logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio)
+    return loss, residual
+
+
+def _check_values(logits: Tensor, labels: Tensor, gt_masks: Tensor, gt_index: Tensor, weights: Tensor) -> None:
+    """Only values tell; a CPU can be asked without a wait."""
+    used = weights != 0
+    channels, masks = logits.shape[1], gt_masks.shape[0]
+    for name, value, most in (("labels", labels, channels), ("gt_index", gt_index, masks)):
+        outside = used & ((value < 0) | (value >= most))
+        if outside.any() and not (name == "labels" and channels == 1):
+            raise ValueError(f"{name} holds {value[outside][0].item()}; it must be from 0 to {most - 1}")
+
+
+@_mask_loss.register_fake
+def _(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    number, _, size, _ = logits.shape
+    return logits.new_empty((), dtype=dtype), logits.new_empty((number, size, size), dtype=dtype)
+
+
+@torch.library.custom_op("mrcnn::mask_loss_backward", mutates_args=())
+def _mask_loss_backward(
+    grad_loss: Tensor,
+    residual: Tensor,
+    labels: Tensor,
+    num_channels: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    implementation: str,
+) -> Tensor:
+    module = implementation_module(implementation, "mask_loss")
+    grad: Tensor = module.mask_loss_backward(grad_loss, residual, labels, num_channels, dtype, channels_last)
+    return grad
+
+
+@_mask_loss_backward.register_fake
+def _(
+    grad_loss: Tensor,
+    residual: Tensor,
+    labels: Tensor,
+    num_channels: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    implementation: str,
+) -> Tensor:
+    number, size, _ = residual.shape
+    if channels_last:
+        return residual.new_empty((number, size, size, num_channels), dtype=dtype).permute(0, 3, 1, 2)
+    return residual.new_empty((number, num_channels, size, size), dtype=dtype)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits, labels, *_, ctx.implementation = inputs
+    _, residual = output
+    ctx.mark_non_differentiable(residual)
+    ctx.save_for_backward(residual, labels)
+    ctx.num_channels, ctx.dtype = logits.shape[1], logits.dtype
+    ctx.channels_last = not logits.is_contiguous()
+
+
+def _backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    residual, labels = ctx.saved_tensors
+    grad = _mask_loss_backward(
+        grad_loss, residual, labels, ctx.num_channels, ctx.dtype, ctx.channels_last, ctx.implementation
+    )
+    return (grad, *[None] * 7)
+
+
+_mask_loss.register_autograd(_backward, setup_context=_setup_context)

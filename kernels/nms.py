@@ -1,0 +1,156 @@
+"""Non-maximum suppression: of one list of boxes, class by class, and of many segments at a fixed size."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.dispatch import implementation_for, implementation_module
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Keeps the best of boxes that overlap; torchvision.ops.nms.
+
+    In descending score, a box is dropped if its IoU with a kept one is above the threshold. Of equal scores the
+    lower index comes first. A box whose score is NaN or -inf is dropped.
+
+    Args:
+        boxes: [N, 4] as x1, y1, x2, y2; IoU is computed in float32 (float64 for float64).
+        scores: [N].
+        iou_threshold: 0 to 1.
+
+    Returns:
+        Indices of the kept boxes [K], int64, by descending score. K depends on the values, so a GPU has to be waited
+        for; `segmented_nms` has a fixed size.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype, device or range.
+    """
+    _check(boxes[None], scores[None], iou_threshold)
+    kept: Tensor = _nms(boxes, scores, float(iou_threshold), implementation_for(boxes))
+    return kept
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    """`nms` of each class on its own; torchvision.ops.batched_nms.
+
+    Classes are kept apart as segments and never through shifted coordinates, which cost precision.
+
+    Args:
+        boxes: [N, 4] as x1, y1, x2, y2.
+        scores: [N].
+        idxs: class of each box [N], any integers.
+        iou_threshold: 0 to 1.
+
+    Returns:
+        Indices of the kept boxes [K], int64, by descending score and, where equal, ascending index.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype, device or range.
+    """
+    _check(boxes[None], scores[None], iou_threshold)
+    if idxs.shape != scores.shape or idxs.is_floating_point():
+        raise ValueError(f"idxs is {tuple(idxs.shape)} in {idxs.dtype}; it must be {tuple(scores.shape)} integers")
+    if idxs.device != boxes.device:
+        raise ValueError(f"idxs is on {idxs.device}; it must be on the boxes' device, {boxes.device}")
+    kept: Tensor = _batched_nms(boxes, scores, idxs, float(iou_threshold), implementation_for(boxes))
+    return kept
+
+
+def segmented_nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int, counts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`nms` of S segments (image x level, image x class) at a fixed size, without a wait for the GPU.
+
+    Args:
+        boxes: [S, N, 4] as x1, y1, x2, y2, in any order.
+        scores: [S, N]; a box with score -inf or NaN is absent.
+        iou_threshold: 0 to 1.
+        max_keep: stops in each segment after so many.
+        counts: segment s has boxes only in its first counts[s] places [S]; all N if None.
+
+    Returns:
+        Indices into N of the kept boxes [S, max_keep], int64, by descending score, with -1 in the places left over, and
+        how many were kept [S], int64.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype, device or range.
+    """
+    _check(boxes, scores, iou_threshold)
+    if max_keep < 0:
+        raise ValueError(f"max_keep is {max_keep}; it must not be negative")
+    if counts is not None and (counts.shape != scores.shape[:1] or counts.is_floating_point()):
+        raise ValueError(f"counts is {tuple(counts.shape)} in {counts.dtype}; it must be {scores.shape[0]} integers")
+    if counts is not None and counts.device != boxes.device:
+        raise ValueError(f"counts is on {counts.device}; it must be on the boxes' device, {boxes.device}")
+    result: tuple[Tensor, Tensor] = _segmented_nms(
+        boxes, scores, float(iou_threshold), max_keep, counts, implementation_for(boxes)
+    )
+    return result
+
+
+def _check(boxes: Tensor, scores: Tensor, iou_threshold: float) -> None:
+    """The leading dimension is the segment's."""
+    if boxes.ndim != 3 or boxes.shape[2] != 4 or not boxes.is_floating_point():
+        raise ValueError(f"boxes ends in {tuple(boxes.shape[1:])} in {boxes.dtype}; it must be N x 4 in floating point")
+    if scores.shape != boxes.shape[:2] or not scores.is_floating_point():
+        raise ValueError(
+            f"scores ends in {tuple(scores.shape[1:])} in {scores.dtype}; it must be {boxes.shape[1]} in floating point"
+        )
+    if scores.device != boxes.device:
+        raise ValueError(f"scores is on {scores.device}; it must be on the boxes' device, {boxes.device}")
+    if not 0 <= iou_threshold <= 1:
+        raise ValueError(f"iou_threshold is {iou_threshold}; it must be from 0 to 1")
+
+
+@torch.library.custom_op("mrcnn::segmented_nms", mutates_args=())
+def _segmented_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    max_keep: int,
+    counts: Tensor | None,
+    implementation: str,
+) -> tuple[Tensor, Tensor]:
+    module = implementation_module(implementation, "nms")
+    keep, kept_counts = module.segmented_nms(boxes, scores, iou_threshold, max_keep, counts)
+    return keep, kept_counts
+
+
+@_segmented_nms.register_fake
+def _(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int, *args: Any) -> tuple[Tensor, Tensor]:
+    segments = boxes.shape[0]
+    return boxes.new_empty((segments, max_keep), dtype=torch.int64), boxes.new_empty(segments, dtype=torch.int64)
+
+
+@torch.library.custom_op("mrcnn::nms", mutates_args=())
+def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float, implementation: str) -> Tensor:
+    module = implementation_module(implementation, "nms")
+    keep, count = module.segmented_nms(boxes[None], scores[None], iou_threshold, boxes.shape[0], None)
+    return keep[0, : int(count[0])].clone()
+
+
+@_nms.register_fake
+def _(boxes: Tensor, scores: Tensor, iou_threshold: float, implementation: str) -> Tensor:
+    return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+
+
+@torch.library.custom_op("mrcnn::batched_nms", mutates_args=())
+def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, implementation: str) -> Tensor:
+    if boxes.shape[0] == 0:
+        return boxes.new_empty(0, dtype=torch.int64)
+    classes, segment, sizes = torch.unique(idxs, return_inverse=True, return_counts=True)
+    members = torch.sort(segment, stable=True).indices  # by class, then by index
+    place = torch.arange(len(members), device=boxes.device) - (sizes.cumsum(0) - sizes)[segment[members]]
+    longest = int(sizes.max())
+    index = boxes.new_zeros((len(classes), longest), dtype=torch.int64)
+    index[segment[members], place] = members
+    module = implementation_module(implementation, "nms")
+    keep, _ = module.segmented_nms(boxes[index], scores[index], iou_threshold, longest, sizes)
+    kept = index.gather(1, keep.clamp(min=0))[keep >= 0].sort().values
+    return kept[torch.sort(scores[kept], descending=True, stable=True).indices]
+
+
+@_batched_nms.register_fake
+def _(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, implementation: str) -> Tensor:
+    return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)

@@ -1,0 +1,41 @@
+"""Greedy non-maximum suppression, box after box."""
+
+import torch
+from torch import Tensor
+
+
+def segmented_nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int, counts: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """See `kernels.segmented_nms`. boxes: [S, N, 4], scores: [S, N]; kept indices [S, max_keep] and counts [S]."""
+    compute = torch.promote_types(boxes.dtype, torch.float32)
+    keep = torch.full((boxes.shape[0], max_keep), -1, dtype=torch.int64, device=boxes.device)
+    kept_counts = torch.zeros(boxes.shape[0], dtype=torch.int64, device=boxes.device)
+    for segment in range(boxes.shape[0]):
+        size = boxes.shape[1] if counts is None else int(counts[segment])
+        kept = _greedy(boxes[segment, :size].to(compute), scores[segment, :size], iou_threshold, max_keep)
+        keep[segment, : len(kept)] = torch.tensor(kept, dtype=torch.int64)
+        kept_counts[segment] = len(kept)
+    return keep, kept_counts
+
+
+def _greedy(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int) -> list[int]:
+    """Indices of the kept boxes by descending score; of equal scores the lower index comes first."""
+    values = scores.tolist()
+    present = [index for index, score in enumerate(values) if score > float("-inf")]  # false for NaN too
+    kept: list[int] = []
+    for index in sorted(present, key=lambda i: (-values[i], i)):
+        if len(kept) == max_keep:
+            break
+        if not any(_iou(boxes[other], boxes[index]) > iou_threshold for other in kept):
+            kept.append(index)
+    return kept
+
+
+def _iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of two boxes; NaN for two boxes without area."""
+    width = (torch.minimum(a[2], b[2]) - torch.maximum(a[0], b[0])).clamp(min=0)
+    height = (torch.minimum(a[3], b[3]) - torch.maximum(a[1], b[1])).clamp(min=0)
+    intersection = width * height
+    area_a, area_b = (a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1])
+    return intersection / (area_a + area_b - intersection)

@@ -1,0 +1,45 @@
+"""Masks of a box pasted into the image, by the two rules in use."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample, interpolate, pad
+
+
+def paste_masks(
+    masks: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float | None, rule: str
+) -> Tensor:
+    """See `kernels.paste_masks`. masks: [N, M, M], boxes: [N, 4]; [N, H, W]."""
+    compute = torch.promote_types(masks.dtype, torch.float32)
+    paste = _paste_by_integer_box if rule == "torchvision" else _paste_by_pixel_centers
+    pasted = masks.new_zeros((masks.shape[0], *image_size), dtype=compute)
+    for image, mask, box in zip(pasted, masks.to(compute), boxes.to(compute), strict=True):
+        if torch.isfinite(box).all():
+            image.copy_(paste(mask, box, image_size))
+    if threshold is None:
+        return pasted
+    return pasted > threshold if rule == "torchvision" else pasted >= threshold
+
+
+def _paste_by_integer_box(mask: Tensor, box: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Pads the mask and its box by a mask pixel, truncates the box to whole pixels and resizes the mask to it."""
+    size = mask.shape[0]
+    center, half = (box[:2] + box[2:]) * 0.5, (box[2:] - box[:2]) * 0.5 * ((size + 2) / size)
+    left, top, right, bottom = torch.cat([center - half, center + half]).long().tolist()
+    width, height = max(right - left + 1, 1), max(bottom - top + 1, 1)
+    resized = interpolate(pad(mask, (1, 1, 1, 1))[None, None], (height, width), mode="bilinear", align_corners=False)
+    image = mask.new_zeros(image_size)
+    for y in range(max(top, 0), min(top + height, image_size[0])):
+        for x in range(max(left, 0), min(left + width, image_size[1])):
+            image[y, x] = resized[0, 0, y - top, x - left]
+    return image
+
+
+def _paste_by_pixel_centers(mask: Tensor, box: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Samples the mask at the centre of each pixel of the image, zero outside the box."""
+    left, top, right, bottom = box
+    y = (torch.arange(image_size[0], dtype=box.dtype) + 0.5 - top) / (bottom - top) * 2 - 1
+    x = (torch.arange(image_size[1], dtype=box.dtype) + 0.5 - left) / (right - left) * 2 - 1
+    if not (torch.isfinite(y).all() and torch.isfinite(x).all()):
+        return mask.new_zeros(image_size)  # a box without area
+    grid = torch.stack([x.expand(image_size), y[:, None].expand(image_size)], dim=2)
+    return grid_sample(mask[None, None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)[0, 0]

@@ -1,0 +1,265 @@
+"""RoIAlign (Mask R-CNN, section 3), for one feature map and for a feature pyramid in one launch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.dispatch import implementation_for, implementation_module
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """Pools each box of a feature map to a fixed size by averaging bilinear samples; torchvision.ops.roi_align.
+
+    Box geometry is computed in float32 and sums are kept in float32 whatever the dtype of the features (float64 for
+    float64). A box with a NaN or infinite coordinate gives zeros. The gradient goes to `input` only and is the same
+    bits at each run.
+
+    Args:
+        input: features [N, C, H, W] in float32, float16, bfloat16 or float64, contiguous or channels last.
+        boxes: [K, 5] rows of image index, x1, y1, x2, y2, or one [K_i, 4] an image, in pixels of the image.
+        output_size: pooled height and width, or one number for both.
+        spatial_scale: feature pixels per image pixel.
+        sampling_ratio: samples a bin along each axis; 0 or less takes as many as there are pixels, rounded up.
+        aligned: shifts the boxes by half a pixel, which aligns pixel centres; boxes are then not made at least 1 wide.
+
+    Returns:
+        Pooled features [K, C, *output_size], in the dtype and memory format of `input`.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype, device or range.
+    """
+    return _pool([input], boxes, output_size, [spatial_scale], sampling_ratio, aligned, 224.0, 4)
+
+
+def multiscale_roi_align(
+    features: Sequence[Tensor],
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scales: Sequence[float],
+    sampling_ratio: int = 2,
+    aligned: bool = False,
+    canonical_scale: float = 224,
+    canonical_level: int = 4,
+) -> Tensor:
+    """RoIAlign on the pyramid level that suits each box's size, for all levels and images in one launch.
+
+    A box of area w x h takes level floor(canonical_level + log2(sqrt(w h) / canonical_scale) + 1e-6), limited to
+    the levels there are (Feature Pyramid Networks, equation 1); torchvision.ops.MultiScaleRoIAlign.
+
+    Args:
+        features: levels from fine to coarse, each [N, C, H_l, W_l], of one dtype and memory format.
+        boxes: [K, 5] rows of image index, x1, y1, x2, y2, or one [K_i, 4] an image, in pixels of the image.
+        output_size: pooled height and width, or one number for both.
+        spatial_scales: feature pixels per image pixel of each level, powers of two such as 1/4, 1/8, 1/16, 1/32.
+        sampling_ratio: see `roi_align`.
+        aligned: see `roi_align`.
+        canonical_scale: side of a box, in image pixels, that belongs to `canonical_level`.
+        canonical_level: level (log2 of the stride) for boxes of `canonical_scale`.
+
+    Returns:
+        Pooled features [K, C, *output_size], in the dtype and memory format of `features`.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype, device or range.
+    """
+    return _pool(
+        list(features),
+        boxes,
+        output_size,
+        list(spatial_scales),
+        sampling_ratio,
+        aligned,
+        canonical_scale,
+        canonical_level,
+    )
+
+
+def boxes_to_rois(boxes: Tensor | Sequence[Tensor]) -> Tensor:
+    """One [K_i, 4] tensor an image as rows [K, 5] of image index, x1, y1, x2, y2; rows pass unchanged."""
+    if isinstance(boxes, Tensor):
+        return boxes
+    index = [box.new_full((box.shape[0], 1), image) for image, box in enumerate(boxes)]
+    return torch.cat([torch.cat(index), torch.cat(list(boxes))], dim=1)
+
+
+def _pool(
+    features: list[Tensor],
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scales: list[float],
+    sampling_ratio: int,
+    aligned: bool,
+    canonical_scale: float,
+    canonical_level: int,
+) -> Tensor:
+    size = [output_size, output_size] if isinstance(output_size, int) else list(output_size)
+    _check(features, boxes, size, spatial_scales)
+    rois = boxes_to_rois(boxes)
+    rois = rois.to(torch.promote_types(features[0].dtype, torch.float32))
+    channels_last = not features[0].is_contiguous()
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    features = [feature.contiguous(memory_format=memory_format) for feature in features]
+    result: Tensor = _roi_align(
+        features,
+        rois,
+        spatial_scales,
+        size,
+        sampling_ratio,
+        aligned,
+        canonical_scale,
+        canonical_level,
+        implementation_for(features[0]),
+    )
+    return result
+
+
+def _check(
+    features: list[Tensor], boxes: Tensor | Sequence[Tensor], size: list[int], spatial_scales: list[float]
+) -> None:
+    if not features or len(features) != len(spatial_scales):
+        raise ValueError(
+            f"there are {len(features)} features and {len(spatial_scales)} spatial_scales; give one for each"
+        )
+    first = features[0]
+    for feature in features:
+        if feature.ndim != 4 or feature.shape[:2] != first.shape[:2] or 0 in feature.shape[1:]:
+            raise ValueError(
+                f"a feature map is {tuple(feature.shape)}; it must be N x C x H x W, N and C the same for all"
+            )
+        if feature.dtype != first.dtype or not feature.is_floating_point():
+            raise ValueError(f"a feature map is {feature.dtype}; all must have one floating-point dtype")
+        if feature.device != first.device:
+            raise ValueError(f"feature maps are on {feature.device} and {first.device}; they must be on one device")
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"output_size is {size}; it must be one or two numbers of at least 1")
+    if min(spatial_scales) <= 0:
+        raise ValueError(f"spatial_scale is {min(spatial_scales)}; it must be above 0")
+    if not isinstance(boxes, Tensor) and len(boxes) != first.shape[0]:
+        raise ValueError(f"boxes is a list of {len(boxes)} tensors; it must be one for each of {first.shape[0]} images")
+    columns = 5 if isinstance(boxes, Tensor) else 4
+    for box in [boxes] if isinstance(boxes, Tensor) else boxes:
+        if box.ndim != 2 or box.shape[1] != columns or not box.is_floating_point():
+            raise ValueError(f"boxes is {tuple(box.shape)} in {box.dtype}; it must be K x {columns} in floating point")
+        if box.device != first.device:
+            raise ValueError(f"boxes is on {box.device}; it must be on the features' device, {first.device}")
+
+
+@torch.library.custom_op("mrcnn::roi_align", mutates_args=())
+def _roi_align(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    spatial_scales: Sequence[float],
+    output_size: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+    canonical_scale: float,
+    canonical_level: int,
+    implementation: str,
+) -> Tensor:
+    if rois.device.type == "cpu" and rois.numel():
+        _check_image_index(rois, features[0].shape[0])
+    module = implementation_module(implementation, "roi_align")
+    result: Tensor = module.roi_align(
+        list(features),
+        rois,
+        list(spatial_scales),
+        (output_size[0], output_size[1]),
+        sampling_ratio,
+        aligned,
+        canonical_scale,
+        canonical_level,
+    )
+    return result
+
+
+def _check_image_index(rois: Tensor, images: int) -> None:
+    """Only values tell; a CPU can be asked without a wait. NaN boxes are allowed, they give zeros."""
+    index = rois[:, 0]
+    outside = (index < 0) | (index >= images)
+    if outside.any():
+        raise ValueError(f"boxes names image {index[outside][0].item():g}; there are {images} images, counted from 0")
+
+
+@_roi_align.register_fake
+def _(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    spatial_scales: Sequence[float],
+    output_size: Sequence[int],
+    *args: Any,
+) -> Tensor:
+    shape = (rois.shape[0], features[0].shape[1], output_size[0], output_size[1])
+    return _new_empty(features[0], shape, channels_last=not features[0].is_contiguous())
+
+
+def _new_empty(like: Tensor, shape: tuple[int, int, int, int], *, channels_last: bool) -> Tensor:
+    number, channels, height, width = shape
+    if not channels_last:
+        return like.new_empty(shape)
+    return like.new_empty((number, height, width, channels)).permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op("mrcnn::roi_align_backward", mutates_args=())
+def _roi_align_backward(
+    grad: Tensor,
+    rois: Tensor,
+    feature_sizes: Sequence[int],
+    channels_last: bool,
+    spatial_scales: Sequence[float],
+    output_size: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+    canonical_scale: float,
+    canonical_level: int,
+    implementation: str,
+) -> list[Tensor]:
+    module = implementation_module(implementation, "roi_align")
+    grads: list[Tensor] = module.roi_align_backward(
+        grad,
+        rois,
+        _shapes(feature_sizes),
+        channels_last,
+        list(spatial_scales),
+        (output_size[0], output_size[1]),
+        sampling_ratio,
+        aligned,
+        canonical_scale,
+        canonical_level,
+    )
+    return grads
+
+
+@_roi_align_backward.register_fake
+def _(grad: Tensor, rois: Tensor, feature_sizes: Sequence[int], channels_last: bool, *args: Any) -> list[Tensor]:
+    return [_new_empty(grad, shape, channels_last=channels_last) for shape in _shapes(feature_sizes)]
+
+
+def _shapes(feature_sizes: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """A schema has no list of lists: the levels' N, C, H, W come one after another."""
+    it = iter(feature_sizes)
+    return list(zip(it, it, it, it, strict=True))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, rois, *ctx.arguments = inputs
+    ctx.save_for_backward(rois)
+    ctx.feature_sizes = [size for feature in features for size in feature.shape]
+    ctx.channels_last = not features[0].is_contiguous()
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    (rois,) = ctx.saved_tensors
+    grads = _roi_align_backward(grad, rois, ctx.feature_sizes, ctx.channels_last, *ctx.arguments)
+    return (grads, None, *[None] * len(ctx.arguments))
+
+
+_roi_align.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,1 @@
+"""What a person does with a model: train, evaluate, predict, and keep it in a file."""

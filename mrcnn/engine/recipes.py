@@ -1,0 +1,131 @@
+"""How to train: the settings of one training, and the recipes that choose them by the size of the data set.
+
+Everything here is data. A recipe is a starting point that a person overrides on the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mrcnn.data import Augmentation
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one training run.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: images per step.
+        optimizer: SGD with momentum, as in the paper, or AdamW, which needs less care on small data.
+        lr: learning rate after the warm-up.
+        weight_decay: on weights of convolutions and linear layers; never on norms and biases.
+        momentum: of SGD.
+        warmup_steps: steps over which the learning rate rises linearly to `lr`.
+        schedule: cosine down to zero, or a drop to a tenth at each of `milestones`.
+        milestones: fractions of `steps`, for the multistep schedule.
+        clip_norm: largest norm of the gradient; larger ones are scaled down. 0 is no limit.
+        ema_decay: decay of the moving average of the weights, which is then what is evaluated and saved. 0 is
+            no average.
+        precision: arithmetic of the forward pass: float32, or bfloat16 autocast.
+        seed: of the order of images, the augmentation, and the sampling in the model.
+        log_every: steps between two reads of the losses from the device.
+        checkpoint_every: steps between two checkpoints; one is always written at the end. 0 is only there.
+        eval_every: steps between two evaluations on the validation data. 0 is none before the end.
+        max_seconds: wall time after which training stops by itself and saves; 0 is no limit.
+        workers: processes that load data; 0 loads in this one.
+        group_by_aspect: batches hold only upright or only wide images, so that less padding is computed.
+    """
+
+    steps: int = 1000
+    batch_size: int = 2
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: float = 3e-4
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    warmup_steps: int = 50
+    schedule: Literal["cosine", "multistep"] = "cosine"
+    milestones: tuple[float, ...] = (2 / 3, 8 / 9)
+    clip_norm: float = 10.0
+    ema_decay: float = 0.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 500
+    eval_every: int = 0
+    max_seconds: float = 0.0
+    workers: int = 0
+    group_by_aspect: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "lr", "log_every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)} and must be more than 0")
+        for name in (
+            *("weight_decay", "momentum", "warmup_steps", "clip_norm", "seed"),
+            *("checkpoint_every", "eval_every", "max_seconds", "workers"),
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)} and must not be negative")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay} and must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training, the pictures it sees, and the model's settings that go with them.
+
+    Attributes:
+        name: for the log and the report.
+        largest: most images in a data set that this recipe is meant for.
+        train: settings of the training.
+        augmentation: what is done to each training image.
+        model: fields of the preset to override, for instance `min_size`.
+    """
+
+    name: str
+    largest: float
+    train: TrainConfig
+    augmentation: Augmentation
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+
+DEMO = Recipe(
+    name="demo",
+    largest=1,
+    train=TrainConfig(steps=150, batch_size=2, lr=5e-4, warmup_steps=20, log_every=10, checkpoint_every=0),
+    augmentation=Augmentation(),
+)
+
+RECIPES: tuple[Recipe, ...] = (
+    Recipe(
+        name="small",
+        largest=2_000,
+        train=TrainConfig(steps=1_000, batch_size=2, lr=3e-4, warmup_steps=50),
+        augmentation=Augmentation(),
+    ),
+    Recipe(  # the paper's schedule, its learning rate scaled from 16 images a step to 2
+        name="paper",
+        largest=float("inf"),
+        train=TrainConfig(
+            steps=720_000,
+            batch_size=2,
+            optimizer="sgd",
+            lr=0.0025,
+            warmup_steps=1_000,
+            schedule="multistep",
+            clip_norm=0.0,
+            checkpoint_every=5_000,
+            workers=4,
+            group_by_aspect=True,
+        ),
+        augmentation=Augmentation(),
+    ),
+)
+
+
+def recipe_for(images: int) -> Recipe:
+    """The recipe for a data set of so many images: the first one that is large enough."""
+    return next(recipe for recipe in RECIPES if images <= recipe.largest)

@@ -1,0 +1,49 @@
+"""torchvision's `maskrcnn_resnet50_fpn` state dict, by its names of today and those of its published file."""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from mrcnn.config import ModelConfig
+
+# Theirs to ours; the (\.0)? are layers that later versions wrapped once more.
+_RENAMED = [
+    (r"backbone\.body\.layer(\d)\.", lambda m: f"backbone.stages.{int(m[1]) - 1}."),
+    (r"backbone\.body\.", "backbone."),
+    (r"backbone\.fpn\.inner_blocks\.(\d)(?:\.0)?\.", r"fpn.lateral.\1."),
+    (r"backbone\.fpn\.layer_blocks\.(\d)(?:\.0)?\.", r"fpn.output.\1."),
+    (r"rpn\.head\.conv(?:\.0\.0)?\.", "rpn.conv."),
+    (r"rpn\.head\.cls_logits\.", "rpn.objectness."),
+    (r"rpn\.head\.bbox_pred\.", "rpn.offsets."),
+    (r"roi_heads\.box_head\.", "roi_heads.box."),
+    (r"roi_heads\.box_predictor\.cls_score\.", "roi_heads.box.classes."),
+    (r"roi_heads\.box_predictor\.bbox_pred\.", "roi_heads.box.offsets."),
+    (r"roi_heads\.mask_head\.mask_fcn(\d)\.", lambda m: f"roi_heads.mask.convs.{int(m[1]) - 1}."),
+    (r"roi_heads\.mask_head\.(\d)\.0\.", r"roi_heads.mask.convs.\1."),
+    (r"roi_heads\.mask_predictor\.conv5_mask\.", "roi_heads.mask.up."),
+    (r"roi_heads\.mask_predictor\.mask_fcn_logits\.", "roi_heads.mask.logits."),
+]
+
+
+def is_torchvision(state: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of a torchvision Mask R-CNN."""
+    return "roi_heads.box_predictor.cls_score.weight" in state and "backbone.body.conv1.weight" in state
+
+
+def from_torchvision(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The same weights by our names and in our layout."""
+    converted = {}
+    for name, value in state.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        for pattern, replacement in _RENAMED:
+            new_name, found = re.subn("^" + pattern, replacement, name)
+            if found:
+                break
+        converted[new_name] = value
+    # They flatten a RoI as (channel, y, x), we as (y, x, channel).
+    fc6 = converted["roi_heads.box.fc6.weight"]
+    by_pixel = fc6.unflatten(1, (-1, config.box_pool, config.box_pool)).permute(0, 2, 3, 1)
+    converted["roi_heads.box.fc6.weight"] = by_pixel.flatten(1).contiguous()
+    return converted

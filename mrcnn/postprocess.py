@@ -1,0 +1,66 @@
+"""Detections in the form that a caller wants: boxes in pixels of the original image, masks as wanted."""
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from kernels import paste_masks
+from mrcnn.preprocess import Batch
+from mrcnn.roi_heads import Detections
+
+MaskFormat = Literal["prob", "bool", "rle", "crop"]
+
+
+def to_images(detections: Detections, crops: Tensor, batch: Batch, mask_format: MaskFormat) -> list[dict[str, Any]]:
+    """One dict an image with boxes [D, 4], labels [D], scores [D] and masks; D is the number of real detections.
+
+    Args:
+        detections: B x D boxes in pixels of the network's input.
+        crops: mask probabilities within each box [B, D, M, M].
+        batch: holds the sizes of the images.
+        mask_format: "prob": [D, 1, H, W] probabilities; "bool": [D, H, W], probability above one half; "rle": D COCO
+            run-length encodings of the latter; "crop": [D, M, M] probabilities within each box.
+
+    Raises:
+        ValueError: `mask_format` is none of these.
+    """
+    if mask_format not in get_args(MaskFormat):
+        raise ValueError(f"mask_format is {mask_format!r}; it must be one of {get_args(MaskFormat)}")
+    results = []
+    for image, count in enumerate(detections.counts.tolist()):
+        (height, width), (new_height, new_width) = batch.original_sizes[image], batch.resized_sizes[image]
+        # In float32 from the start, as torchvision computes it.
+        scale = torch.tensor([width, height], dtype=torch.float32) / torch.tensor([new_width, new_height])
+        boxes = detections.boxes[image, :count] * scale.repeat(2).to(detections.boxes.device)
+        results.append(
+            {
+                "boxes": boxes,
+                "labels": detections.labels[image, :count],
+                "scores": detections.scores[image, :count],
+                "masks": _format_masks(crops[image, :count], boxes, (height, width), mask_format),
+            }
+        )
+    return results
+
+
+def _format_masks(
+    crops: Tensor, boxes: Tensor, size: tuple[int, int], mask_format: MaskFormat
+) -> Tensor | list[dict[str, Any]]:
+    if mask_format == "crop":
+        return crops
+    if mask_format == "prob":
+        return paste_masks(crops, boxes, size, threshold=None)[:, None]
+    if mask_format == "bool":
+        return paste_masks(crops, boxes, size)
+    # Whole masks one at a time: a hundred of a large photo would fill the memory.
+    return [encode(paste_masks(crop[None], box[None], size)[0]) for crop, box in zip(crops, boxes, strict=True)]
+
+
+def encode(mask: Tensor) -> dict[str, Any]:
+    """COCO run-length encoding of a mask [H, W] of bool or 0 and 1, its counts as text."""
+    rle: dict[str, Any] = coco_mask.encode(np.asfortranarray(mask.cpu().numpy(), dtype=np.uint8))
+    rle["counts"] = rle["counts"].decode("ascii")
+    return rle

@@ -1,0 +1,37 @@
+"""What every test shares: the test data, the tiers, and a closing word on what was left out."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+DEFAULT_TEST_DATA = Path(__file__).parents[1].parent / "shared" / "data"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves each process the tests that it can run: kernels are interpreted or compiled, never both in one."""
+    other = "compiled" if INTERPRETED else "interpreter"
+    kept = [item for item in items if item.get_closest_marker(other) is None]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+
+
+@pytest.fixture
+def test_data() -> Callable[[str], Path]:
+    """A function from a path inside the test data (`MRCNN_TEST_DATA`) to where it lies; skips where it is not."""
+    root = Path(os.environ.get("MRCNN_TEST_DATA", DEFAULT_TEST_DATA))
+
+    def find(name: str) -> Path:
+        if not (root / name).exists():
+            pytest.skip(f"needs the test data {name}, which is not in MRCNN_TEST_DATA")
+        return root / name
+
+    return find

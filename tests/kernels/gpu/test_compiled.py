@@ -1,0 +1,160 @@
+"""Every configuration of every kernel compiles for real targets, with no GPU; what the defaults compile to."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+import torch
+from compilation import AMPERE, HOPPER, MI300, Launch, launches_of, resources
+from triton.backends.compiler import GPUTarget
+
+from kernels.gpu.mask_loss import mask_loss, mask_loss_backward
+from kernels.gpu.nms import segmented_nms
+from kernels.gpu.paste_masks import paste_masks
+from kernels.gpu.roi_align import roi_align, roi_align_backward
+
+pytestmark = pytest.mark.compiled
+
+TARGETS = [AMPERE, HOPPER, MI300]
+HALVES_AND_DOUBLE = [torch.float16, torch.bfloat16, torch.float64]
+
+
+def roi_align_launches(
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = True,
+    sampling_ratio: int = 2,
+    size: int = 7,
+    channels: int = 256,
+    rois: int = 64,
+    side: int = 32,
+) -> Iterator[Launch]:
+    """Four levels forward and backward."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    features = [
+        torch.empty((2, channels, side >> level, (side + 16) >> level), dtype=dtype).to(memory_format=memory_format)
+        for level in range(4)
+    ]
+    boxes = torch.zeros((rois, 5), dtype=torch.promote_types(dtype, torch.float32))
+    arguments = ([1 / 4, 1 / 8, 1 / 16, 1 / 32], (size, size), sampling_ratio, False, 224.0, 4)
+    yield from launches_of(roi_align, features, boxes, *arguments)
+    grad = torch.empty((rois, channels, size, size), dtype=dtype).to(memory_format=memory_format)
+    shapes = [tuple(feature.shape) for feature in features]
+    yield from launches_of(roi_align_backward, grad, boxes, shapes, channels_last, *arguments)
+
+
+def other_launches(dtype: torch.dtype = torch.float32, rois: int = 16) -> Iterator[Launch]:
+    compute = torch.promote_types(dtype, torch.float32)
+    yield from launches_of(
+        segmented_nms, torch.zeros((4, 1000, 4), dtype=compute), torch.zeros((4, 1000)), 0.7, 100, None
+    )
+    labels, boxes = torch.zeros(rois, dtype=torch.int64), torch.zeros((rois, 4))
+    masks = torch.zeros((4, 64, 64), dtype=torch.uint8)
+    for sampling_ratio in (-1, 2):
+        logits = torch.empty((rois, 80, 28, 28), dtype=dtype)
+        yield from launches_of(mask_loss, logits, labels, boxes, masks, labels, torch.ones(rois), sampling_ratio)
+    for channels_last in (False, True):
+        residual = torch.empty((rois, 28, 28), dtype=compute)
+        yield from launches_of(
+            mask_loss_backward, torch.ones((), dtype=compute), residual, labels, 80, dtype, channels_last
+        )
+    for rule in ("torchvision", "centers"):
+        for threshold in (0.5, None):
+            pasted = torch.empty((rois, 28, 28), dtype=dtype)
+            yield from launches_of(paste_masks, pasted, boxes, (64, 64), threshold, rule)
+
+
+def every_launch() -> list[Launch]:
+    return [
+        *roi_align_launches(channels_last=True),
+        *roi_align_launches(channels_last=False),
+        *other_launches(),
+    ]
+
+
+def kernel_names() -> list[str]:
+    return sorted({launch.name for launch in every_launch()})
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.arch))
+@pytest.mark.parametrize("name", kernel_names())
+def test_every_configuration_compiles(name: str, target: GPUTarget) -> None:
+    compiled = 0
+    for launch in every_launch():
+        if launch.name != name:
+            continue
+        for config in launch.configs:
+            kernel = launch.compile(config, target)
+            assert kernel.asm["cubin" if target.backend == "cuda" else "hsaco"]
+            compiled += 1
+    assert compiled
+
+
+@pytest.mark.parametrize("dtype", HALVES_AND_DOUBLE, ids=str)
+def test_every_dtype_compiles(dtype: torch.dtype) -> None:
+    for launch in [
+        *roi_align_launches(dtype),
+        *roi_align_launches(dtype, channels_last=False),
+        *other_launches(dtype),
+    ]:
+        assert launch.compile(launch.configs[0], HOPPER).asm["cubin"]
+
+
+@pytest.mark.parametrize("sampling_ratio", [-1, 1, 3, 6])
+def test_every_kind_of_sampling_compiles(sampling_ratio: int) -> None:
+    for channels_last in (True, False):
+        for launch in roi_align_launches(channels_last=channels_last, sampling_ratio=sampling_ratio, size=14):
+            assert launch.compile(launch.configs[0], HOPPER).asm["cubin"]
+
+
+@pytest.mark.parametrize("name", kernel_names())
+def test_defaults_fit_in_registers(name: str) -> None:
+    for launch in every_launch():
+        if launch.name == name:
+            used = resources(launch.compile(launch.configs[0], HOPPER))
+            assert used["REG"] <= 128, used
+            assert used["LOCAL"] == 0, used
+            assert used["STACK"] == 0, used
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_of_channels_are_read_and_written_16_bytes_at_a_time(dtype: torch.dtype) -> None:
+    for launch in roi_align_launches(dtype):
+        if launch.name in ("_channels_last_kernel", "_gather_kernel"):
+            ptx = launch.compile(launch.configs[0], HOPPER).asm["ptx"]
+            assert re.search(r"ld\.global\.v4\.b32", ptx)
+            assert not re.search(r"st\.global\.(b8|b16|b32|v2)", ptx)
+
+
+def test_no_atomics() -> None:
+    """The gradient is a gather: its bits are the same at each run."""
+    for launch in every_launch():
+        assert not re.search(r"\b(atom|red)\.", launch.compile(launch.configs[0], HOPPER).asm["ptx"])
+
+
+def test_overlaps_are_neither_fused_nor_approximate() -> None:
+    """Kept sets are exact only if each operation is rounded as IEEE 754 says."""
+    launch = next(launch for launch in other_launches() if launch.name == "_mask_kernel")
+    ptx = launch.compile(launch.configs[0], HOPPER).asm["ptx"]
+    assert "div.rn.f32" in ptx
+    assert not re.search(r"fma\.|div\.full|div\.approx", ptx)
+
+
+def test_counts_and_image_sizes_do_not_compile_anew() -> None:
+    """One more box, or maps of another size, is the same kernel: the same source, constants and alignments."""
+
+    def hashes(rois: int, side: int) -> list[str]:
+        return [
+            launch.compile(launch.configs[0], HOPPER).hash
+            for launch in [*roi_align_launches(rois=rois, side=side), *other_launches(rois=rois)]
+        ]
+
+    assert hashes(64, 32) == hashes(65, 40) == hashes(33, 88)
+
+
+def test_a_changed_constant_compiles_anew() -> None:
+    """The check above could fail."""
+    first, second = (
+        launch.compile(launch.configs[0], HOPPER).hash
+        for launch in (next(roi_align_launches(size=7)), next(roi_align_launches(size=6)))
+    )
+    assert first != second

@@ -1,0 +1,105 @@
+"""The paste kernel, interpreted, against torchvision and against grid_sample as Detectron2 uses it."""
+
+import pytest
+import torch
+from error_rule import assert_error_rule
+from torch import Tensor
+from torch.nn.functional import grid_sample
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from kernels.gpu.paste_masks import paste_masks
+from kernels.reference.paste_masks import paste_masks as reference_paste_masks
+
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
+
+IMAGE = (37, 45)
+RULES = ["torchvision", "centers"]
+# Inside, across two borders, outside, larger than the image, smaller than a pixel, on whole pixels.
+BOXES = torch.tensor(
+    [
+        [3.3, 4.1, 20.7, 30.2],
+        [-10.3, -5.0, 12.4, 9.9],
+        [100.0, 100.0, 120.0, 130.0],
+        [-20.0, -30.0, 90.0, 70.0],
+        [11.2, 12.1, 11.6, 12.9],
+        [5.0, 6.0, 19.0, 20.0],
+    ]
+)
+
+
+def masks(dtype: torch.dtype, size: int = 14) -> Tensor:
+    return torch.rand((len(BOXES), size, size), generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def expected(masks: Tensor, boxes: Tensor, rule: str) -> Tensor:
+    """In the precision of the masks."""
+    if rule == "torchvision":
+        return paste_masks_in_image(masks[:, None], boxes, IMAGE)[:, 0]
+    height, width = IMAGE
+    x0, y0, x1, y1 = boxes.to(masks.dtype).split(1, dim=1)
+    y = (torch.arange(height, dtype=masks.dtype) + 0.5 - y0) / (y1 - y0) * 2 - 1
+    x = (torch.arange(width, dtype=masks.dtype) + 0.5 - x0) / (x1 - x0) * 2 - 1
+    grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=3)
+    return grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_probabilities(dtype: torch.dtype, rule: str) -> None:
+    some = masks(dtype)
+    result = paste_masks(some, BOXES, IMAGE, None, rule)
+    compute = torch.promote_types(dtype, torch.float32)
+    assert result.dtype == compute
+    truth = expected(some.double(), BOXES, rule)
+    if dtype == torch.float64:
+        plain = reference_paste_masks(some, BOXES, IMAGE, None, rule)
+    else:
+        plain = expected(some.float(), BOXES, rule)
+    assert_error_rule(result, truth, plain, compute)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("threshold", [0.25, 0.5])
+def test_threshold(threshold: float, rule: str) -> None:
+    """Exact where the value is not within rounding of the threshold."""
+    result = paste_masks(masks(torch.float32), BOXES, IMAGE, threshold, rule)
+    truth = expected(masks(torch.float32).double(), BOXES, rule)
+    sure = (truth - threshold).abs() > 1e-5
+    assert result.dtype == torch.bool
+    assert sure.float().mean() > 0.99
+    assert torch.equal(result[sure], (truth > threshold)[sure])
+
+
+def test_which_side_the_threshold_is_on() -> None:
+    """A mask of 0.5 everywhere at 0.5: above the threshold by neither rule, but not below it for "centers"."""
+    half = torch.full((1, 8, 8), 0.5)
+    box = torch.tensor([[4.0, 4.0, 20.0, 20.0]])
+    assert not paste_masks(half, box, IMAGE, 0.5, "torchvision").any()
+    inner = torch.zeros(IMAGE, dtype=torch.bool)
+    inner[5:19, 5:19] = True
+    assert torch.equal(paste_masks(half, box, IMAGE, 0.5, "centers")[0], inner)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_unusable_boxes_give_zeros(rule: str) -> None:
+    nan, inf = float("nan"), float("inf")
+    boxes = torch.tensor([[nan, 1, 20, 20], [1, 1, inf, 20], [-3e38, -3e38, 3e38, 3e38], [1, 1, 20, -inf]])
+    assert not paste_masks(masks(torch.float32)[:4], boxes, IMAGE, None, rule).any()
+
+
+def test_no_area_at_pixel_centers_gives_zeros() -> None:
+    boxes = torch.tensor([[5.5, 5.0, 5.5, 20.0], [5.0, 7.5, 20.0, 7.5]])
+    assert not paste_masks(masks(torch.float32)[:2], boxes, IMAGE, None, "centers").any()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_an_image_of_many_tiles(rule: str) -> None:
+    some, box = masks(torch.float32)[:1], torch.tensor([[100.2, 3.1, 300.9, 39.5]])
+    result = paste_masks(some, box, (41, 320), None, rule)
+    plain = reference_paste_masks(some, box, (41, 320), None, rule)
+    truth = reference_paste_masks(some.double(), box, (41, 320), None, rule)
+    assert_error_rule(result, truth, plain, torch.float32)
+
+
+def test_no_masks() -> None:
+    assert paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), IMAGE, 0.5, "centers").shape == (0, *IMAGE)

@@ -1,0 +1,280 @@
+"""The RoIAlign kernels, interpreted, against torchvision in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from error_rule import assert_error_rule
+from torch import Tensor
+from torchvision.ops.poolers import LevelMapper
+
+from kernels.gpu.roi_align import roi_align, roi_align_backward
+from kernels.gpu.roi_geometry import minimum_areas
+from kernels.reference.roi_align import roi_align as reference_roi_align
+from kernels.reference.roi_align import roi_align_backward as reference_roi_align_backward
+
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
+
+CANONICAL_SCALE, CANONICAL_LEVEL = 56.0, 4
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+# Regular boxes, one across the border, one far outside, one of no size, one smaller than a pixel, one of the whole map.
+ROIS = torch.tensor(
+    [
+        [0, 10.3, 5.2, 30.1, 33.7],
+        [1, 1.7, 2.2, 21.4, 12.9],
+        [1, -20.0, -10.0, 12.0, 30.0],
+        [0, -900.0, -900.0, -700.0, -700.0],
+        [0, 7.3, 9.1, 7.3, 9.1],
+        [1, 20.2, 20.3, 21.1, 20.9],
+        [0, 0.0, 0.0, 60.0, 48.0],
+        [1, 30.5, 10.0, 70.3, 41.0],
+    ]
+)
+
+
+class Case:
+    """Inputs of a call, rounded to a dtype, and torchvision's answer in any precision."""
+
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = True,
+        rois: Tensor = ROIS,
+        channels: int = 5,
+        scales: tuple[float, ...] = (0.25,),
+        output_size: tuple[int, int] = (3, 2),
+        sampling_ratio: int = 2,
+        aligned: bool = False,
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        shapes = [(2, channels, max(1, 12 >> level), max(1, 15 >> level)) for level in range(len(scales))]
+        self.features = [
+            torch.randn(shape, generator=generator).to(dtype).contiguous(memory_format=memory_format)
+            for shape in shapes
+        ]
+        self.rois = rois.to(torch.promote_types(dtype, torch.float32))
+        self.dtype, self.channels_last, self.shapes = dtype, channels_last, shapes
+        self.arguments = (
+            list(scales),
+            output_size,
+            sampling_ratio,
+            aligned,
+            CANONICAL_SCALE,
+            CANONICAL_LEVEL,
+        )
+        self.grad = torch.randn((rois.shape[0], channels, *output_size), generator=generator).to(dtype)
+
+    def torchvision(self, precision: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+        """Result and gradients with features and boxes in `precision`, level after level."""
+        scales, output_size, sampling_ratio, aligned, *_ = self.arguments
+        features = [x.to(precision).contiguous().requires_grad_() for x in self.features]
+        result = torch.zeros(self.grad.shape, dtype=precision)
+        usable = torch.isfinite(self.rois).all(1) & (self.rois[:, 0] >= 0) & (self.rois[:, 0] < 2)
+        levels = torch.zeros(len(self.rois), dtype=torch.int64)
+        if len(features) > 1:
+            mapper = LevelMapper(2, 1 + len(features), CANONICAL_SCALE, CANONICAL_LEVEL)
+            levels = mapper([self.rois[:, 1:].float()])
+        for level, feature in enumerate(features):
+            chosen = torch.nonzero(usable & (levels == level))[:, 0]
+            pooled = torchvision.ops.roi_align(
+                feature, self.rois[chosen].to(precision), output_size, scales[level], sampling_ratio, aligned
+            )
+            result = result.index_put((chosen,), pooled)
+        grads = torch.autograd.grad(result, features, self.grad.to(precision))
+        return result.detach(), list(grads)
+
+    def plain(self) -> tuple[Tensor, list[Tensor]]:
+        """The reference that the error rule compares with: float32 rounded, or for float64 the project's own."""
+        if self.dtype == torch.float64:
+            grads = reference_roi_align_backward(self.grad, self.rois, self.shapes, self.channels_last, *self.arguments)
+            return reference_roi_align(self.features, self.rois, *self.arguments), grads
+        result, grads = self.torchvision(torch.float32)
+        return result.to(self.dtype), [grad.to(self.dtype) for grad in grads]
+
+    def check(self) -> None:
+        truth, true_grads = self.torchvision(torch.float64)
+        plain, plain_grads = self.plain()
+        result = roi_align(self.features, self.rois, *self.arguments)
+        self.check_format(result)
+        assert_error_rule(result, truth, plain, self.dtype)
+        grads = roi_align_backward(self.grad, self.rois, self.shapes, self.channels_last, *self.arguments)
+        for grad, true_grad, plain_grad in zip(grads, true_grads, plain_grads, strict=True):
+            self.check_format(grad)
+            assert_error_rule(grad, true_grad, plain_grad, self.dtype)
+
+    def check_format(self, result: Tensor) -> None:
+        assert result.dtype == self.dtype
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        assert result.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_agrees_with_torchvision(dtype: torch.dtype, channels_last: bool) -> None:
+    Case(dtype, channels_last).check()
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampling_ratio": -1},
+        {"sampling_ratio": -1, "aligned": True},
+        {"sampling_ratio": 2, "aligned": True},
+        {"sampling_ratio": 1, "output_size": (1, 1)},
+        {"sampling_ratio": 3, "scales": (0.3,)},
+        {"sampling_ratio": 6},
+        {"output_size": (7, 5), "channels": 33},
+    ],
+    ids=str,
+)
+def test_every_kind_of_sampling(options: dict[str, Any], channels_last: bool) -> None:
+    Case(channels_last=channels_last, **options).check()
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("sampling_ratio", [2, -1])
+def test_levels_of_a_pyramid(sampling_ratio: int, channels_last: bool) -> None:
+    Case(channels_last=channels_last, scales=(0.25, 0.125, 0.0625), sampling_ratio=sampling_ratio).check()
+
+
+def test_more_channels_than_a_block_and_more_rois_than_a_group() -> None:
+    rois = ROIS[[0, 1, 2, 5]].repeat(9, 1)
+    rois[:, 1:] += torch.arange(36)[:, None] * 0.37
+    Case(rois=rois, channels=130, output_size=(2, 2)).check()
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_boxes_that_run_backwards(channels_last: bool) -> None:
+    """Aligned boxes keep a negative size: samples run from right to left; with adaptive sampling there are none."""
+    rois = torch.tensor([[0, 30.0, 25.0, 10.0, 5.0], [1, 8.0, 30.0, 25.0, 10.0]])
+    Case(rois=rois, aligned=True, channels_last=channels_last).check()
+    case = Case(rois=rois, aligned=True, channels_last=channels_last, sampling_ratio=-1)
+    assert not roi_align(case.features, case.rois, *case.arguments).any()
+
+
+@pytest.mark.parametrize("scales", [(0.25,), (0.25, 0.125)])
+@pytest.mark.parametrize("sampling_ratio", [2, -1])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_unusable_boxes_give_zeros(channels_last: bool, sampling_ratio: int, scales: tuple[float, ...]) -> None:
+    nan, inf = float("nan"), float("inf")
+    rois = torch.tensor(
+        [
+            [0, nan, 1, 20, 20],
+            [0, 1, 1, inf, 20],
+            [0, -inf, 1, 20, inf],
+            [2, 1, 1, 20, 20],
+            [-1, 1, 1, 20, 20],
+            [nan, 1, 1, 20, 20],
+            [0, -3e38, -3e38, 3e38, 3e38],
+            [1, 4.0, 5.0, 24.0, 29.0],
+        ]
+    )
+    case = Case(rois=rois, channels_last=channels_last, sampling_ratio=sampling_ratio, scales=scales)
+    result = roi_align(case.features, case.rois, *case.arguments)
+    assert not result[:7].any()
+    assert result[7].any()
+    grad = case.grad.clone()
+    grad[:7] = nan  # a gradient that must not be read
+    truth = case.torchvision(torch.float64)[1]
+    grads = roi_align_backward(grad, case.rois, case.shapes, channels_last, *case.arguments)
+    for ours, true, plain in zip(grads, truth, case.plain()[1], strict=True):
+        assert_error_rule(ours, true, plain, torch.float32)
+
+
+def test_enormous_boxes_end() -> None:
+    """Adaptive sampling would take 1e12 samples a bin; only those on the map are visited."""
+    rois = torch.tensor([[0, -1e12, -1e12, 1e12, 1e12], [0, 1e6, 1e6, 1e9, 1e9]])
+    for channels_last in (True, False):
+        case = Case(rois=rois, channels_last=channels_last, sampling_ratio=-1)
+        assert torch.isfinite(roi_align(case.features, case.rois, *case.arguments)).all()
+        for grad in roi_align_backward(case.grad, case.rois, case.shapes, channels_last, *case.arguments):
+            assert torch.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_no_boxes(channels_last: bool) -> None:
+    case = Case(rois=ROIS[:0], channels_last=channels_last)
+    assert roi_align(case.features, case.rois, *case.arguments).shape == (0, 5, 3, 2)
+    (grad,) = roi_align_backward(case.grad, case.rois, case.shapes, channels_last, *case.arguments)
+    assert grad.shape == case.shapes[0]
+    assert not grad.any()
+
+
+def test_gradient_of_any_strides() -> None:
+    case = Case(channels_last=False)
+    grad = torch.empty((2, 3, 5, 2 * len(ROIS))).permute(3, 2, 1, 0)[::2].copy_(case.grad)
+    assert not grad.is_contiguous()
+    expected = roi_align_backward(case.grad, case.rois, case.shapes, False, *case.arguments)
+    strided = roi_align_backward(grad, case.rois, case.shapes, False, *case.arguments)
+    assert torch.equal(strided[0], expected[0])
+    one = case.grad[:1, :1, :1, :1].expand_as(case.grad)
+    expected = roi_align_backward(one.contiguous(), case.rois, case.shapes, False, *case.arguments)
+    assert torch.equal(roi_align_backward(one, case.rois, case.shapes, False, *case.arguments)[0], expected[0])
+
+
+def test_the_gradient_is_the_same_in_both_formats_and_in_any_company() -> None:
+    """A pixel's sum is in the order of its RoIs and does not depend on the tile, the format or other images."""
+    case = Case(scales=(0.25, 0.125))
+    last = roi_align_backward(case.grad, case.rois, case.shapes, True, *case.arguments)
+    first = roi_align_backward(case.grad, case.rois, case.shapes, False, *case.arguments)
+    alone = case.rois[:, 0] == 1
+    some = roi_align_backward(case.grad[alone], case.rois[alone], case.shapes, True, *case.arguments)
+    for level in range(2):
+        assert torch.equal(last[level], first[level])
+        assert torch.equal(last[level][1], some[level][1])
+
+
+class _RoIAlign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rois: Tensor, arguments: tuple[Any, ...], *features: Tensor) -> Tensor:
+        ctx.rois, ctx.arguments, ctx.shapes = rois, arguments, [tuple(x.shape) for x in features]
+        ctx.channels_last = not features[0].is_contiguous()
+        return roi_align(list(features), rois, *arguments)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        grads = roi_align_backward(grad, ctx.rois, ctx.shapes, ctx.channels_last, *ctx.arguments)
+        return (None, None, *grads)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_gradcheck(channels_last: bool) -> None:
+    rois = torch.tensor([[0, 1.3, 2.1, 9.2, 7.4], [1, 3.0, -4.0, 30.0, 20.0]], dtype=torch.float64)
+    case = Case(
+        torch.float64,
+        channels_last,
+        rois,
+        channels=1,
+        scales=(0.125, 0.0625),
+        output_size=(2, 2),
+        sampling_ratio=-1,
+    )
+    features = [x[:, :, :4, :5].contiguous().requires_grad_() for x in case.features]
+    if channels_last:
+        features = [
+            torch.cat([x.detach(), x.detach()], 1).contiguous(memory_format=torch.channels_last).requires_grad_()
+            for x in features
+        ]
+    assert torch.autograd.gradcheck(
+        lambda *x: _RoIAlign.apply(rois, case.arguments, *x), tuple(features), fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("canonical", [(224.0, 4), (56.0, 4), (100.0, 3)])
+def test_least_areas_divide_levels_as_torchvision_does(canonical: tuple[float, int]) -> None:
+    scales = (0.25, 0.125, 0.0625, 0.03125)
+    areas = minimum_areas(scales, *canonical)
+    assert list(areas) == sorted(areas)
+    mapper = LevelMapper(2, 5, *canonical)
+    generator = torch.Generator().manual_seed(0)
+    sides = torch.exp(torch.rand(2000, 2, generator=generator) * 8)
+    for area in areas:  # squares whose area lies on and around the threshold
+        near = torch.full((65,), area).sqrt() * (1 + torch.arange(-32, 33) * 2.0**-23)
+        sides = torch.cat([sides, torch.stack([near, near], 1)])
+    boxes = torch.cat([torch.zeros_like(sides), sides], 1)
+    level = sum((sides[:, 0] * sides[:, 1] >= area).long() for area in areas)
+    assert torch.equal(level, mapper([boxes]))

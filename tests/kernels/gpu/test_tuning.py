@@ -1,0 +1,80 @@
+"""Buckets, pruning and pinning: plain Python, in either kind of process."""
+
+import pytest
+import triton
+from triton.runtime.autotuner import Autotuner
+
+from kernels.gpu import mask_loss, nms, paste_masks, roi_align, roi_align_backward, tuning
+
+KERNELS = [
+    roi_align._channels_last_kernel,
+    roi_align._contiguous_kernel,
+    roi_align_backward._gather_kernel,
+    nms._mask_kernel,
+    nms._reduce_kernel,
+    mask_loss._loss_kernel,
+    mask_loss._gradient_kernel,
+    paste_masks._paste_kernel,
+]
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, 16), (1, 16), (16, 16), (17, 32), (1000, 1024), (1025, 2048)])
+def test_bucket(count: int, expected: int) -> None:
+    assert tuning.bucket(count) == expected
+
+
+def test_bucket_with_another_floor() -> None:
+    assert [tuning.bucket(count, 1) for count in (0, 1, 2, 3)] == [1, 1, 2, 4]
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.base_fn.__name__)
+@pytest.mark.parametrize("channels", [1, 3, 8, 64, 255, 4096])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_pruning_leaves_a_configuration(kernel: Autotuner, channels: int, channels_last: bool) -> None:
+    arguments = {
+        "CHANNELS": channels, "CHANNELS_WRITTEN": channels, "CHANNELS_LAST": channels_last, "SIZE": 14
+    }  # fmt: skip
+    left = tuning.pruned_configs(kernel, (), arguments)
+    assert left
+    assert all(config in kernel.configs for config in left)
+    block = left[0].kwargs.get("BLOCK_C", 1)
+    assert block <= max(triton.next_power_of_2(channels), min(c.kwargs.get("BLOCK_C", 1) for c in kernel.configs))
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.base_fn.__name__)
+def test_there_is_a_choice(kernel: Autotuner) -> None:
+    assert len(kernel.configs) == len(set(map(str, kernel.configs))) > 1
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.base_fn.__name__)
+def test_keys_name_arguments(kernel: Autotuner) -> None:
+    assert set(kernel.keys) <= set(kernel.arg_names)
+
+
+def test_pinned_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_has_driver", lambda: False)
+    assert tuning.pinned()
+
+
+def test_pinned_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_has_driver", lambda: True)
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    monkeypatch.delenv("MRCNN_PIN_CONFIG", raising=False)
+    assert not tuning.pinned()
+    monkeypatch.setenv("MRCNN_PIN_CONFIG", "1")
+    assert tuning.pinned()
+
+
+def test_a_pinned_launch_takes_the_first_configuration_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, int]] = []
+
+    class Kernel(Autotuner):
+        def __init__(self) -> None:
+            self.arg_names = ["x", "CHANNELS"]
+            self.configs = [triton.Config({"BLOCK_C": 64}), triton.Config({"BLOCK_C": 16}, num_warps=2)]
+            self.early_config_prune = lambda configs, named, **kwargs: roi_align.prune_channels(configs, kwargs)
+            self.fn = {(1,): lambda x, **kwargs: calls.append(kwargs)}
+
+    monkeypatch.setattr(tuning, "pinned", lambda: True)
+    tuning.launch(Kernel(), (1,), ("tensor",), CHANNELS=16)
+    assert [(call["BLOCK_C"], call["num_warps"]) for call in calls] == [(16, 2)]
