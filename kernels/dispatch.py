@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
-from types import ModuleType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -38,28 +37,25 @@ def use(implementation: Implementation) -> Iterator[None]:
         _chosen.reset(token)
 
 
-@torch.compiler.assume_constant_result
-def _chosen_by_use() -> Implementation | None:
-    return _chosen.get()
-
-
-@torch.compiler.assume_constant_result
-def _interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _wanted(device_type: str) -> Implementation:
+    """Neither the context variable nor the environment can be traced; PyTorch calls AMD's GPUs "cuda" too."""
+    interpreting = os.environ.get("TRITON_INTERPRET", "0") == "1"
+    return _chosen.get() or ("triton" if device_type == "cuda" or interpreting else "eager")
 
 
 def implementation_for(tensor: Tensor) -> Implementation:
-    """The implementation for operations on `tensor`: what `use` asks for, else Triton where it runs, else eager.
+    """The implementation for operations on `tensor`: what `use` asks for, else Triton where it runs, else eager."""
+    wanted: Implementation = _wanted(tensor.device.type)
+    return wanted
 
-    PyTorch calls AMD's GPUs "cuda" too.
+
+def run(implementation: str, stem: str, function: str, device: torch.device, *arguments: Any) -> Any:
+    """Calls a function of file `stem` in one implementation, which is imported at the first call.
+
+    Autocast ends here: an operation computes in the dtypes that it says, whatever it was given.
     """
-    chosen = _chosen_by_use()
-    if chosen is not None:
-        return chosen
-    return "triton" if tensor.device.type == "cuda" or _interpreting() else "eager"
-
-
-def implementation_module(implementation: str, stem: str) -> ModuleType:
-    """The module that holds `implementation` of the operations in file `stem`; imported at the first call."""
     room = "gpu" if implementation == "triton" else implementation
-    return import_module(f"kernels.{room}.{stem}")
+    module = import_module(f"kernels.{room}.{stem}")
+    with torch.autocast(device.type, enabled=False):
+        return getattr(module, function)(*arguments)

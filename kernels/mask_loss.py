@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.dispatch import implementation_for, implementation_module
+from kernels.dispatch import implementation_for, run
 
 
 def mask_loss(
@@ -82,8 +82,8 @@ def _mask_loss(
     """The loss and its derivative with respect to each RoI's class channel [K, M, M]."""
     if logits.device.type == "cpu":
         _check_values(logits, labels, gt_masks, gt_index, weights)
-    module = implementation_module(implementation, "mask_loss")
-    loss, residual = module.mask_loss(logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio)
+    arguments = (logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio)
+    loss, residual = run(implementation, "mask_loss", "mask_loss", logits.device, *arguments)
     return loss, residual
 
 
@@ -114,8 +114,8 @@ def _mask_loss_backward(
     channels_last: bool,
     implementation: str,
 ) -> Tensor:
-    module = implementation_module(implementation, "mask_loss")
-    grad: Tensor = module.mask_loss_backward(grad_loss, residual, labels, num_channels, dtype, channels_last)
+    arguments = (grad_loss, residual, labels, num_channels, dtype, channels_last)
+    grad: Tensor = run(implementation, "mask_loss", "mask_loss_backward", residual.device, *arguments)
     return grad
 
 

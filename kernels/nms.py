@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.dispatch import implementation_for, implementation_module
+from kernels.dispatch import implementation_for, run
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -112,8 +112,8 @@ def _segmented_nms(
     counts: Tensor | None,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    module = implementation_module(implementation, "nms")
-    keep, kept_counts = module.segmented_nms(boxes, scores, iou_threshold, max_keep, counts)
+    arguments = (boxes, scores, iou_threshold, max_keep, counts)
+    keep, kept_counts = run(implementation, "nms", "segmented_nms", boxes.device, *arguments)
     return keep, kept_counts
 
 
@@ -125,9 +125,10 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int, *args:
 
 @torch.library.custom_op("mrcnn::nms", mutates_args=())
 def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float, implementation: str) -> Tensor:
-    module = implementation_module(implementation, "nms")
-    keep, count = module.segmented_nms(boxes[None], scores[None], iou_threshold, boxes.shape[0], None)
-    return keep[0, : int(count[0])].clone()
+    arguments = (boxes[None], scores[None], iou_threshold, boxes.shape[0], None)
+    keep, count = run(implementation, "nms", "segmented_nms", boxes.device, *arguments)
+    kept: Tensor = keep[0, : int(count[0])].clone()
+    return kept
 
 
 @_nms.register_fake
@@ -145,8 +146,8 @@ def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: flo
     longest = int(sizes.max())
     index = boxes.new_zeros((len(classes), longest), dtype=torch.int64)
     index[segment[members], place] = members
-    module = implementation_module(implementation, "nms")
-    keep, _ = module.segmented_nms(boxes[index], scores[index], iou_threshold, longest, sizes)
+    arguments = (boxes[index], scores[index], iou_threshold, longest, sizes)
+    keep, _ = run(implementation, "nms", "segmented_nms", boxes.device, *arguments)
     kept = index.gather(1, keep.clamp(min=0))[keep >= 0].sort().values
     return kept[torch.sort(scores[kept], descending=True, stable=True).indices]
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from kernels.dispatch import implementation_for, implementation_module
+from kernels.dispatch import implementation_for, run
 
 Rule = Literal["torchvision", "centers"]
 
@@ -68,8 +68,8 @@ def _paste_masks(
     rule: str,
     implementation: str,
 ) -> Tensor:
-    module = implementation_module(implementation, "paste_masks")
-    result: Tensor = module.paste_masks(masks, boxes, (height, width), threshold, rule)
+    arguments = (masks, boxes, (height, width), threshold, rule)
+    result: Tensor = run(implementation, "paste_masks", "paste_masks", masks.device, *arguments)
     return result
 
 

@@ -1,12 +1,14 @@
 """RoIAlign (Mask R-CNN, section 3), for one feature map and for a feature pyramid in one launch."""
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels.dispatch import implementation_for, implementation_module
+from kernels.dispatch import implementation_for, run
 
 
 def roi_align(
@@ -59,7 +61,8 @@ def multiscale_roi_align(
         features: levels from fine to coarse, each [N, C, H_l, W_l], of one dtype and memory format.
         boxes: [K, 5] rows of image index, x1, y1, x2, y2, or one [K_i, 4] an image, in pixels of the image.
         output_size: pooled height and width, or one number for both.
-        spatial_scales: feature pixels per image pixel of each level, powers of two such as 1/4, 1/8, 1/16, 1/32.
+        spatial_scales: feature pixels per image pixel of each level, powers of two, each half of the one before, as
+            1/4, 1/8, 1/16, 1/32.
         sampling_ratio: see `roi_align`.
         aligned: see `roi_align`.
         canonical_scale: side of a box, in image pixels, that belongs to `canonical_level`.
@@ -143,6 +146,10 @@ def _check(
         raise ValueError(f"output_size is {size}; it must be one or two numbers of at least 1")
     if min(spatial_scales) <= 0:
         raise ValueError(f"spatial_scale is {min(spatial_scales)}; it must be above 0")
+    if len(features) > 1 and (
+        math.log2(spatial_scales[0]) % 1 or any(coarse * 2 != fine for fine, coarse in pairwise(spatial_scales))
+    ):
+        raise ValueError(f"spatial_scales is {spatial_scales}; it must be powers of two, each half of the one before")
     if not isinstance(boxes, Tensor) and len(boxes) != first.shape[0]:
         raise ValueError(f"boxes is a list of {len(boxes)} tensors; it must be one for each of {first.shape[0]} images")
     columns = 5 if isinstance(boxes, Tensor) else 4
@@ -167,8 +174,11 @@ def _roi_align(
 ) -> Tensor:
     if rois.device.type == "cpu" and rois.numel():
         _check_image_index(rois, features[0].shape[0])
-    module = implementation_module(implementation, "roi_align")
-    result: Tensor = module.roi_align(
+    result: Tensor = run(
+        implementation,
+        "roi_align",
+        "roi_align",
+        rois.device,
         list(features),
         rois,
         list(spatial_scales),
@@ -222,8 +232,11 @@ def _roi_align_backward(
     canonical_level: int,
     implementation: str,
 ) -> list[Tensor]:
-    module = implementation_module(implementation, "roi_align")
-    grads: list[Tensor] = module.roi_align_backward(
+    grads: list[Tensor] = run(
+        implementation,
+        "roi_align",
+        "roi_align_backward",
+        grad.device,
         grad,
         rois,
         _shapes(feature_sizes),

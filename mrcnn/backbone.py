@@ -39,13 +39,18 @@ class FrozenBatchNorm2d(nn.Module):
         return x * scale[:, None, None] + shift[:, None, None]
 
 
-def make_norm(norm: Norm, channels: int) -> nn.Module:
-    """The normalisation after a convolution of so many channels."""
-    return FrozenBatchNorm2d(channels) if norm == "frozen_batch" else nn.GroupNorm(32, channels)
+def make_norm(norm: Norm, channels: int, *, last: bool = False) -> nn.Module:
+    """The normalisation after a convolution. If it learns and is the last of a block, that starts as its shortcut."""
+    if norm == "frozen_batch":
+        return FrozenBatchNorm2d(channels)
+    group_norm = nn.GroupNorm(32, channels)
+    if last:
+        nn.init.zeros_(group_norm.weight)
+    return group_norm
 
 
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
-    """Convolution and norm. A frozen norm is folded into the weights: one pass over the features less, and none kept."""
+    """Convolution and norm. A frozen norm is folded into the weights: a pass over the features less."""
     if not isinstance(norm, FrozenBatchNorm2d):
         normed: Tensor = norm(conv(x))
         return normed
@@ -63,7 +68,7 @@ class BasicBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
         self.bn1 = make_norm(norm, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = make_norm(norm, channels)
+        self.bn2 = make_norm(norm, channels, last=True)
         self.downsample = make_downsample(channels_in, channels, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,7 +90,7 @@ class Bottleneck(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
         self.bn2 = make_norm(norm, channels)
         self.conv3 = nn.Conv2d(channels, channels * self.expansion, 1, bias=False)
-        self.bn3 = make_norm(norm, channels * self.expansion)
+        self.bn3 = make_norm(norm, channels * self.expansion, last=True)
         self.downsample = make_downsample(channels_in, channels * self.expansion, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:

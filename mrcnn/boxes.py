@@ -43,7 +43,8 @@ def clip(boxes: Tensor, image_sizes: Tensor) -> Tensor:
 def at_least(boxes: Tensor, min_size: float) -> Tensor:
     """Whether both sides of a box have at least this length [...]."""
     low, high = boxes.split(2, dim=-1)
-    return (high - low >= min_size).all(dim=-1)
+    large: Tensor = (high - low >= min_size).all(dim=-1)
+    return large
 
 
 def iou(first: Tensor, second: Tensor) -> Tensor:

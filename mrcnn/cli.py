@@ -96,7 +96,7 @@ class Train:
     """Steps over which the learning rate rises."""
     ema_decay: float | None = None
     """Decay of the moving average of the weights; 0 is no average."""
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Literal["auto", "fp32", "bf16"] | None = None
     """Arithmetic of the forward pass."""
     seed: int | None = None
     """Seed of everything random."""

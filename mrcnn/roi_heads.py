@@ -1,6 +1,7 @@
 """The two branches of section 3: class and box from 7x7 RoI features, and a mask a class from 14x14."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,9 @@ class SampledRoIs:
     def trim(self) -> "SampledRoIs":
         """Without the places left over. Waits for the device."""
         used = self.weights > 0
-        fields = (self.rois, self.labels, self.offsets, self.weights)
-        return SampledRoIs(*(field[used] for field in fields), mask_rois=self.mask_rois.trim())
+        return SampledRoIs(
+            self.rois[used], self.labels[used], self.offsets[used], self.weights[used], self.mask_rois.trim()
+        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class BoxBranch(nn.Module):
         self.fc7 = nn.Linear(config.box_hidden, config.box_hidden)
         self.classes = nn.Linear(config.box_hidden, config.num_classes)
         self.offsets = nn.Linear(config.box_hidden, 4 * config.num_classes)
+        # Small outputs at the start: no class preferred, no box moved.
+        nn.init.normal_(self.classes.weight, std=0.01)
+        nn.init.normal_(self.offsets.weight, std=0.001)
+        for layer in (self.classes, self.offsets):
+            nn.init.zeros_(layer.bias)
 
     def forward(self, features: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
         """Pyramid P2 to P5 and rois [K, 5]; class logits [K, classes] and offsets [K, classes, 4]."""
@@ -93,14 +100,13 @@ class MaskBranch(nn.Module):
         super().__init__()
         self.pool = config.mask_pool
         channels = [config.fpn_channels, *[config.mask_channels] * config.mask_convs]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(before, after, 3, padding=1) for before, after in zip(channels, channels[1:], strict=False)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(channels))
         self.up = nn.ConvTranspose2d(channels[-1], config.mask_channels, 2, stride=2)
         self.logits = nn.Conv2d(config.mask_channels, config.num_classes, 1)
         for layer in [*self.convs, self.up, self.logits]:
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.logits.weight, std=0.001)  # all pixels as likely as not at the start
 
     def forward(self, features: list[Tensor], rois: Tensor, labels: Tensor) -> Tensor:
         """Pyramid P2 to P5, rois [K, 5] and their classes [K]; mask logits [K, 1, M, M] of these classes.
@@ -111,7 +117,7 @@ class MaskBranch(nn.Module):
         for conv in self.convs:
             x = F.relu(conv(x), inplace=True)
         x = F.relu(self.up(x), inplace=True)
-        weight, bias = self.logits.weight[labels, :, 0, 0], self.logits.bias[labels]
+        weight, bias = self.logits.weight[labels, :, 0, 0], self.logits.bias[labels]  # type: ignore[index]
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
         logits = torch.baddbmm(bias[:, None, None], pixels, weight[..., None])
         return logits.view(x.shape[0], 1, *x.shape[2:])
@@ -182,7 +188,7 @@ class RoIHeads(nn.Module):
         masks = gt_masks.flatten(0, 1)
         if positives.rois.shape[0] == 0 or masks.shape[0] == 0:
             # No objects: a zero that still belongs to the branch's graph, as distributed training wants.
-            return sum((parameter.sum() * 0.0 for parameter in self.mask.parameters()), features[0].new_zeros(()))
+            return torch.stack([parameter.sum() * 0.0 for parameter in self.mask.parameters()]).sum()
         logits = self.mask(features, positives.rois, positives.labels)
         return mask_loss(logits, positives.labels, positives.rois[:, 1:], masks, positives.gt_index, positives.weights)
 
@@ -212,7 +218,8 @@ class RoIHeads(nn.Module):
         image = torch.arange(images, device=detections.boxes.device).repeat_interleave(number)
         rois = torch.cat([image[:, None].to(detections.boxes.dtype), detections.boxes.flatten(0, 1)], dim=1)
         logits = self.mask(features, rois, detections.labels.flatten())
-        return logits.float().sigmoid()[:, 0].unflatten(0, (images, number))
+        probabilities: Tensor = logits.float().sigmoid().unflatten(0, (images, number))[:, :, 0]
+        return probabilities
 
 
 def _best_of_classes(boxes: Tensor, scores: Tensor, config: ModelConfig) -> Detections:

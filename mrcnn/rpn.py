@@ -47,7 +47,7 @@ class RegionProposalNetwork(nn.Module):
         self.offsets = nn.Conv2d(config.fpn_channels, 4 * anchors, 1)
         for conv in (self.conv, self.objectness, self.offsets):
             nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)
+            nn.init.constant_(conv.bias, 0)  # type: ignore[arg-type]
 
     def anchors(self, features: list[Tensor], batch: Batch) -> list[Tensor]:
         """The anchors [N_l, 4] of each level."""

@@ -61,7 +61,7 @@ def mask_loss_backward(
 def _crop(masks: Tensor, index: Tensor, boxes: Tensor, size: int, sampling_ratio: int) -> Tensor:
     """RoIAlign of masks[index] [k, H, W] under each box [k, 4], one channel and one box each: [k, size, size]."""
     crops = boxes.new_zeros((boxes.shape[0], size, size))
-    finite = torch.isfinite(boxes).all(dim=1)
+    finite = torch.isfinite(boxes[:, 2:] - boxes[:, :2]).all(dim=1)
     x1, y1, x2, y2 = torch.where(finite[:, None], boxes, 0.0).unbind(1)
     rows = _axis_weights(y1, (y2 - y1).clamp(min=1.0), size, sampling_ratio, masks.shape[1])
     columns = _axis_weights(x1, (x2 - x1).clamp(min=1.0), size, sampling_ratio, masks.shape[2])

@@ -21,6 +21,9 @@ def segmented_nms(
     kept_counts = torch.zeros(segments, dtype=torch.int64, device=boxes.device)
     if segments == 0 or size == 0 or max_keep == 0:
         return keep, kept_counts
+    compute = torch.promote_types(boxes.dtype, torch.float32)
+    if compute == torch.float32:
+        iou_threshold = _round_down(iou_threshold)
     present = scores > float("-inf")  # false for NaN too
     if counts is not None:
         present &= torch.arange(size, device=boxes.device) < counts[:, None]
@@ -29,10 +32,20 @@ def segmented_nms(
         most = int(sizes[group].max())
         ranked = torch.where(present[group], scores[group], float("-inf"))
         order = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, :most]
-        best = boxes[group].gather(1, order[..., None].expand(-1, -1, 4))
-        best = best.to(torch.promote_types(boxes.dtype, torch.float32))
+        best = boxes[group].gather(1, order[..., None].expand(-1, -1, 4)).to(compute)
         keep[group], kept_counts[group] = _greedy(best, order, sizes[group], iou_threshold, max_keep)
     return keep, kept_counts
+
+
+def _round_down(threshold: float) -> float:
+    """The largest float32 that is at most the threshold: a float32 is above both or neither.
+
+    So overlaps compare with the threshold as given, as in torchvision on a CPU, and not with its nearest float32.
+    """
+    nearest = torch.tensor(threshold, dtype=torch.float32)
+    if nearest.item() > threshold:
+        nearest = torch.nextafter(nearest, torch.tensor(-1.0))
+    return nearest.item()
 
 
 def _groups_of_similar_size(sizes: Tensor) -> list[Tensor]:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+_FAR = 1e15  # a box with a coordinate beyond, or with a NaN, is not pasted
+
 
 def paste_masks(
     masks: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float | None, rule: str
@@ -14,14 +16,16 @@ def paste_masks(
     """See `kernels.paste_masks`. masks: [N, M, M], boxes: [N, 4]; [N, H, W]."""
     compute = torch.promote_types(masks.dtype, torch.float32)
     dtype = compute if threshold is None else torch.bool
-    pasted = torch.zeros((masks.shape[0], *image_size), dtype=dtype, device=masks.device)
+    outside = rule == "centers" and threshold == 0
+    pasted = torch.full((masks.shape[0], *image_size), outside, dtype=dtype, device=masks.device)
     masks, boxes = masks.to(compute), boxes.to(compute)
-    usable = torch.isfinite(boxes).all(dim=1)
+    usable = (boxes.abs() < _FAR).all(dim=1)
     if rule == "torchvision":
         masks = pad(masks, (1, 1, 1, 1))
         boxes = _whole_pixels(torch.where(usable[:, None], boxes, 0.0), masks.shape[-1])
+        usable &= (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     else:
-        usable &= (boxes[:, 2] != boxes[:, 0]) & (boxes[:, 3] != boxes[:, 1])
+        usable &= (boxes[:, 2:] != boxes[:, :2]).all(dim=1)
     for index in torch.nonzero(usable).flatten().tolist():
         left, top, right, bottom = boxes[index].tolist()
         first_row, rows = _axis_weights(top, bottom, image_size[0], masks, rule)
@@ -41,8 +45,7 @@ def _whole_pixels(boxes: Tensor, padded_size: int) -> Tensor:
     """Boxes made larger about their centres by the padding of the mask, then truncated: x1, y1, x2 + 1, y2 + 1."""
     center = (boxes[:, :2] + boxes[:, 2:]) * 0.5
     half = (boxes[:, 2:] - boxes[:, :2]) * 0.5 * (padded_size / (padded_size - 2))
-    low, high = (center - half).trunc(), (center + half).trunc() + 1
-    return torch.cat([low, torch.maximum(high, low + 1)], dim=1)
+    return torch.cat([(center - half).trunc(), (center + half).trunc() + 1], dim=1)
 
 
 def _axis_weights(start: float, end: float, image_size: int, masks: Tensor, rule: str) -> tuple[int, Tensor]:

@@ -1,10 +1,10 @@
 """RoIAlign as a weighted sum of feature rows.
 
-With channels last, a feature map is a table of rows, one a pixel, and a pooled bin is a weighted sum of a few of them:
-`embedding_bag`, which reads each row whole. Bilinear sampling on a regular grid is separable, so a bin's weights are the
-outer product of a few taps along y and a few along x; samples at most a pixel apart share their taps. The backward
-pass is the transposed sum: the (pixel, bin, weight) triples are sorted by pixel, stably, and each pixel gathers its
-bins in that order, which needs no atomics and gives the same bits each time.
+With channels last, a feature map is a table of rows, one a pixel, and a pooled bin is a weighted sum of a few of
+them: `embedding_bag`, which reads each row whole. Bilinear sampling on a regular grid is separable, so a bin's weights
+are the outer product of a few taps along y and a few along x; samples at most a pixel apart share their taps. The
+backward pass is the transposed sum: the (pixel, bin, weight) triples are sorted by pixel, stably, and each pixel
+gathers its bins in that order, which needs no atomics and gives the same bits each time.
 """
 
 import math
@@ -26,7 +26,7 @@ def roi_align(
     canonical_scale: float,
     canonical_level: int,
 ) -> Tensor:
-    """See `kernels.multiscale_roi_align`. features: [N, C, H, W] a level, rois: [K, 5], result: [K, C, *output_size]."""
+    """See `kernels.multiscale_roi_align`. features: [N, C, H, W] a level, rois: [K, 5]; [K, C, *output_size]."""
     channels = features[0].shape[1]
     compute = torch.promote_types(features[0].dtype, torch.float32)
     shapes = [feature.shape for feature in features]
@@ -62,7 +62,7 @@ def roi_align_backward(
     """The gradient for each level, from grad [K, C, *output_size]."""
     channels = grad.shape[1]
     compute = torch.promote_types(grad.dtype, torch.float32)
-    rows = grad.permute(0, 2, 3, 1).reshape(-1, channels).to(compute)
+    rows = grad.permute(0, 2, 3, 1).reshape(-1, channels).to(compute).contiguous()
     bins = torch.arange(rows.shape[0], device=grad.device).view(-1, output_size[0] * output_size[1])
     triples: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in feature_shapes]
     for bags in _bags(
@@ -79,11 +79,11 @@ def roi_align_backward(
         triples[bags.level].append((bags.pixels.flatten(), bag_bins.flatten(), bags.weights.flatten()))
     grads = []
     for (number, _, height, width), level in zip(feature_shapes, triples, strict=True):
-        pixels, bag_bins, weights = (torch.cat(parts) for parts in zip(*level, strict=True)) if level else (None,) * 3
-        if pixels is None or bag_bins is None or weights is None:
-            total = rows.new_zeros((number * height * width, channels))
-        else:
+        if level:
+            pixels, bag_bins, weights = (torch.cat(parts) for parts in zip(*level, strict=True))
             total = _gather(rows, pixels, bag_bins, weights.to(compute), number * height * width)
+        else:
+            total = rows.new_zeros((number * height * width, channels))
         grad_level = total.to(grad.dtype).view(number, height, width, channels).permute(0, 3, 1, 2)
         grads.append(grad_level if channels_last else grad_level.contiguous())
     return grads
@@ -128,7 +128,8 @@ def _bags(
 ) -> Iterator[_Bags]:
     """Every RoI that can reach a pixel, grouped by level, number of samples and form of the taps."""
     levels = _levels(rois, spatial_scales, canonical_scale, canonical_level)
-    usable = torch.isfinite(rois).all(dim=1) & (rois[:, 0] >= 0) & (rois[:, 0] < shapes[0][0])
+    finite = torch.isfinite(rois[:, 3:] - rois[:, 1:3]).all(dim=1)
+    usable = finite & (rois[:, 0] >= 0) & (rois[:, 0] < shapes[0][0])
     for level, (_, _, height, width) in enumerate(shapes):
         chosen = torch.nonzero(usable & (levels == level))[:, 0]
         if chosen.numel() == 0:
@@ -157,13 +158,13 @@ def _bags(
 
 
 def _levels(rois: Tensor, spatial_scales: list[float], canonical_scale: float, canonical_level: int) -> Tensor:
-    """Index of the level for each RoI [K]; a box whose area is NaN or negative goes to the first."""
+    """Index of the level for each RoI [K]; -1, which is none, where the area is NaN or negative."""
     if len(spatial_scales) == 1:
         return rois.new_zeros(rois.shape[0], dtype=torch.int64)
     finest, coarsest = -math.log2(spatial_scales[0]), -math.log2(spatial_scales[-1])
     side = torch.sqrt((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2]))
     level = torch.floor(canonical_level + torch.log2(side / canonical_scale) + 1e-6)
-    return (level.nan_to_num(finest).clamp(finest, coarsest) - finest).long()
+    return (level.clamp(finest, coarsest) - finest).nan_to_num(-1.0).long()
 
 
 def tap_form(bin_size: Tensor, sampling_ratio: int) -> Tensor:
@@ -179,13 +180,18 @@ def axis_taps(start: Tensor, length: Tensor, bins: int, samples: int, shared: bo
     """Positions and weights [k, bins, taps] that average the bilinear samples of each bin along one axis."""
     bin_size = (length / bins).view(-1, 1, 1)
     bin_index = torch.arange(bins, device=start.device, dtype=start.dtype).view(1, -1, 1)
-    sample_index = torch.arange(samples, device=start.device, dtype=start.dtype)
-    at = start.view(-1, 1, 1) + bin_index * bin_size + (sample_index + 0.5) * bin_size / samples
+    bin_start = start.view(-1, 1, 1) + bin_index * bin_size
+    most = 2 * size + 4  # samples more than half a pixel apart on the map; of an enormous box only these are visited
+    enormous = samples > most and bool((bin_size > samples / 2).all())
+    sample_index = torch.arange(most if enormous else samples, device=start.device, dtype=start.dtype)
+    if enormous:
+        sample_index = sample_index + torch.floor((-1 - bin_start) / (bin_size / samples) - 1).clamp(0, samples - most)
+    at = bin_start + (sample_index + 0.5) * bin_size / samples
     inside = ((at >= -1) & (at <= size)).to(at.dtype) / samples
     at = at.clamp(0, size - 1)
     low = torch.floor(at)
     if shared:  # consecutive pixels; each sample weighs them by its tent function
-        taps = low.amin(dim=2, keepdim=True) + torch.arange(samples + 1, device=at.device, dtype=at.dtype)
+        taps = low.amin(dim=2, keepdim=True) + torch.arange(min(samples + 1, size), device=at.device, dtype=at.dtype)
         tents = (1 - (taps[..., None] - at[..., None, :]).abs()).clamp(min=0)
         weights = (tents * inside[..., None, :]).sum(dim=3)
     else:

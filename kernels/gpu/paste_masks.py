@@ -84,7 +84,9 @@ def _paste_kernel(
         if touched:
             inside_y = (y >= first_y) & (y <= last_y) & (y < height)
             inside_x = (x >= first_x) & (x <= last_x) & (x < width)
-            value = _bilinear(masks_ptr + mask * (SIZE * SIZE), row, column, inside_y, inside_x, SIZE, dtype)
+            value = _bilinear(
+                masks_ptr + mask * (SIZE * SIZE), row, column, inside_y, inside_x, SIZE, 0 if CENTERS else 1, dtype
+            )
     out = out_ptr + (mask * height + y)[:, None] * width + x[None, :]
     inside = (y < height)[:, None] & (x < width)[None, :]
     if THRESHOLD:
@@ -97,16 +99,14 @@ def _paste_kernel(
 
 @triton.jit
 def _resized_positions(pixel, low, high, expansion, SIZE: tl.constexpr, dtype: tl.constexpr):
-    """Positions on the mask by torchvision's rule, and the first and last pixel of the box."""
+    """Positions on the bordered mask by torchvision's rule, and the first and last pixel of the box."""
     half = (high - low) * 0.5 * tl.cast(expansion, low.dtype)
     center = (high + low) * 0.5
     first = (center - half).to(tl.int64)
     last = (center + half).to(tl.int64)
     length = tl.maximum(last - first + 1, 1)
     scale = divide(tl.full((), SIZE + 2, dtype), length.to(dtype))
-    position = tl.maximum(((pixel - first).to(dtype) + 0.5) * scale - 0.5, 0.0)
-    # Beyond the last centre of the bordered mask its border of zeros goes on. 1 is the border's width.
-    return tl.minimum(position, SIZE + 1.0) - 1.0, first, last
+    return tl.maximum(((pixel - first).to(dtype) + 0.5) * scale - 0.5, 0.0), first, last
 
 
 @triton.jit
@@ -114,7 +114,8 @@ def _center_positions(pixel, low, high, SIZE: tl.constexpr, dtype: tl.constexpr)
     """Positions of pixel centres on the mask, and the first and last pixel that can have a value."""
     low, high = low.to(dtype), high.to(dtype)
     length = high - low
-    position = divide(pixel + 0.5 - low, tl.where(length == 0, 1.0, length)) * SIZE - 0.5
+    normalized = divide(pixel + 0.5 - low, tl.where(length == 0, 1.0, length)) * 2.0 - 1.0
+    position = ((normalized + 1.0) * SIZE - 1.0) / 2.0
     reach = tl.abs(length) * (0.5 / SIZE) + 1.0
     first = tl.floor(tl.minimum(low, high) - reach).to(tl.int64)
     last = tl.ceil(tl.maximum(low, high) + reach).to(tl.int64)
@@ -122,23 +123,28 @@ def _center_positions(pixel, low, high, SIZE: tl.constexpr, dtype: tl.constexpr)
 
 
 @triton.jit
-def _bilinear(mask, row, column, inside_y, inside_x, SIZE: tl.constexpr, dtype: tl.constexpr):
-    """The mask at rows x columns, zero outside it."""
+def _bilinear(mask, row, column, inside_y, inside_x, SIZE: tl.constexpr, BORDER: tl.constexpr, dtype: tl.constexpr):
+    """The mask, with a border of zeros, at rows x columns; zero beyond. Sums are in the order of each rule's oracle."""
     # Positions that do not matter could be too large for an integer.
-    row = tl.where(inside_y, tl.minimum(tl.maximum(row, -2.0), SIZE + 1.0), -2.0)
-    column = tl.where(inside_x, tl.minimum(tl.maximum(column, -2.0), SIZE + 1.0), -2.0)
+    row = tl.where(inside_y, tl.minimum(tl.maximum(row, -2.0), SIZE + 2.0), -2.0)
+    column = tl.where(inside_x, tl.minimum(tl.maximum(column, -2.0), SIZE + 2.0), -2.0)
     top, left = tl.floor(row), tl.floor(column)
-    y_fraction, x_fraction = row - top, column - left
-    value = tl.zeros((row.shape[0], column.shape[0]), dtype)
-    for corner in tl.static_range(4):
-        y = top.to(tl.int32) + corner // 2
-        x = left.to(tl.int32) + corner % 2
-        y_weight = y_fraction if corner // 2 == 1 else 1.0 - y_fraction
-        x_weight = x_fraction if corner % 2 == 1 else 1.0 - x_fraction
-        held = ((y >= 0) & (y < SIZE))[:, None] & ((x >= 0) & (x < SIZE))[None, :]
-        cell = tl.load(mask + y[:, None] * SIZE + x[None, :], mask=held, other=0.0).to(dtype)
-        value += y_weight[:, None] * x_weight[None, :] * cell
+    upper, lower = ((top + 1.0) - row)[:, None], (row - top)[:, None]
+    before, after = ((left + 1.0) - column)[None, :], (column - left)[None, :]
+    y, x = top.to(tl.int32) - BORDER, left.to(tl.int32) - BORDER
+    nw, ne = _cell(mask, y, x, SIZE, dtype), _cell(mask, y, x + 1, SIZE, dtype)
+    sw, se = _cell(mask, y + 1, x, SIZE, dtype), _cell(mask, y + 1, x + 1, SIZE, dtype)
+    if BORDER:
+        value = upper * (before * nw + after * ne) + lower * (before * sw + after * se)
+    else:
+        value = upper * before * nw + upper * after * ne + lower * before * sw + lower * after * se
     return value
+
+
+@triton.jit
+def _cell(mask, y, x, SIZE: tl.constexpr, dtype: tl.constexpr):
+    held = ((y >= 0) & (y < SIZE))[:, None] & ((x >= 0) & (x < SIZE))[None, :]
+    return tl.load(mask + y[:, None] * SIZE + x[None, :], mask=held, other=0.0).to(dtype)
 
 
 def paste_masks(

@@ -33,13 +33,20 @@ def prune_channels(configs: Sequence[triton.Config], arguments: Mapping[str, Any
     return fitting or [min(configs, key=lambda config: config.kwargs["BLOCK_C"])]
 
 
+def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
+    """As `prune_channels`, with rows that a warp reads at once: 16 bytes for each of its threads."""
+    row = 32 * 16 // arguments["out_ptr"].element_size()
+    fitting = prune_channels(configs, arguments)
+    return [config for config in fitting if config.kwargs["BLOCK_C"] <= row]
+
+
 @tuning.tuned(
     configs=[
         triton.Config({"BLOCK_C": block}, num_warps=warps)
-        for block, warps in [(128, 8), (128, 4), (128, 16), (64, 8), (64, 4), (64, 2), (32, 4)]
+        for block, warps in [(256, 8), (128, 8), (128, 4), (128, 16), (64, 8), (64, 4), (64, 2), (32, 4)]
     ],
     key=KEY,
-    prune=prune_channels,
+    prune=prune_rows_of_channels,
 )
 @triton.jit(do_not_specialize=["num_images", "rois_bucket"])
 def _channels_last_kernel(
@@ -121,9 +128,9 @@ def _column(pointer, line, used, row, y_grid, y_first, y_stop, y_count, RATIO: t
     if RATIO > 0 and RATIO <= 4:
         # Neighbouring samples share rows of the map: each row is read once, with the sum of its weights.
         for number in tl.static_range(RATIO):
-            y, _ = sample(y_grid, row, number)
+            y, here = sample(y_grid, row, number)
             top = y.to(tl.int32)
-            before, _ = sample(y_grid, row, number - 1 if number > 0 else 0)
+            before, there = sample(y_grid, row, number - 1 if number > 0 else 0)
             last = before.to(tl.int32)
             for corner in tl.static_range(2):
                 pixel = top + corner
@@ -131,9 +138,9 @@ def _column(pointer, line, used, row, y_grid, y_first, y_stop, y_count, RATIO: t
                 for other in tl.static_range(RATIO):
                     position, counts = sample(y_grid, row, other)
                     weight += tent(pixel, position, counts)
-                fresh = weight > 0
+                fresh = here & (weight > 0)
                 if number > 0:
-                    fresh = fresh & (pixel != last) & (pixel != last + 1)
+                    fresh = fresh & ~(there & ((pixel == last) | (pixel == last + 1)))
                 value += weight[:, None] * tl.load(
                     pointer + (pixel.to(index_type) * line)[:, None], mask=fresh[:, None] & used, other=0.0
                 ).to(dtype)

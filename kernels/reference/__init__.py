@@ -1,1 +1,1 @@
-"""Oracles: each operation as its definition says it, slow and plain, in the precision of its inputs (float32 at least)."""
+"""Oracles: each operation as its definition says it, slow and plain, in float32 or the precision of its inputs."""

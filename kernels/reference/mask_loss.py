@@ -19,7 +19,7 @@ def mask_loss(
     """See `kernels.mask_loss`. The loss and its derivative with respect to each RoI's class channel [K, M, M]."""
     compute = torch.promote_types(logits.dtype, torch.float32)
     size = logits.shape[-1]
-    total = logits.new_zeros((), dtype=compute)
+    losses = logits.new_zeros((logits.shape[0], size, size), dtype=compute)
     derivative = logits.new_zeros((logits.shape[0], size, size), dtype=compute)
     normaliser = size * size * weights.to(compute).sum()
     for k in torch.nonzero(weights).flatten().tolist():
@@ -27,9 +27,9 @@ def mask_loss(
         mask = gt_masks[gt_index[k]].to(compute)[None, None]
         target = roi_align([mask], roi, [1.0], (size, size), sampling_ratio, False, 224.0, 4)[0, 0]
         chosen = logits[k, 0 if logits.shape[1] == 1 else int(labels[k])].to(compute)
-        total += weights[k] * binary_cross_entropy_with_logits(chosen, target, reduction="sum") / normaliser
+        losses[k] = weights[k] * binary_cross_entropy_with_logits(chosen, target, reduction="none") / normaliser
         derivative[k] = weights[k] * (torch.sigmoid(chosen) - target) / normaliser
-    return total, derivative
+    return losses.sum(), derivative
 
 
 def mask_loss_backward(
@@ -43,5 +43,6 @@ def mask_loss_backward(
     """The gradient of the logits [K, C, M, M]: zero but in each RoI's class channel."""
     grad = residual.new_zeros((residual.shape[0], num_channels, *residual.shape[1:]))
     for k in range(residual.shape[0]):
-        grad[k, 0 if num_channels == 1 else int(labels[k])] = grad_loss * residual[k]
+        if residual[k].any():  # the label of a RoI without weight may be anything
+            grad[k, 0 if num_channels == 1 else int(labels[k])] = grad_loss * residual[k]
     return grad.to(dtype).contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

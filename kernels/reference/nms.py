@@ -27,7 +27,7 @@ def _greedy(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int) 
     for index in sorted(present, key=lambda i: (-values[i], i)):
         if len(kept) == max_keep:
             break
-        if not any(_iou(boxes[other], boxes[index]) > iou_threshold for other in kept):
+        if not any(_iou(boxes[other], boxes[index]).item() > iou_threshold for other in kept):
             kept.append(index)
     return kept
 

@@ -13,7 +13,7 @@ def paste_masks(
     paste = _paste_by_integer_box if rule == "torchvision" else _paste_by_pixel_centers
     pasted = masks.new_zeros((masks.shape[0], *image_size), dtype=compute)
     for image, mask, box in zip(pasted, masks.to(compute), boxes.to(compute), strict=True):
-        if torch.isfinite(box).all():
+        if (box.abs() < 1e15).all():  # not NaN, not infinite, and nothing overflows
             image.copy_(paste(mask, box, image_size))
     if threshold is None:
         return pasted
@@ -28,8 +28,8 @@ def _paste_by_integer_box(mask: Tensor, box: Tensor, image_size: tuple[int, int]
     width, height = max(right - left + 1, 1), max(bottom - top + 1, 1)
     resized = interpolate(pad(mask, (1, 1, 1, 1))[None, None], (height, width), mode="bilinear", align_corners=False)
     image = mask.new_zeros(image_size)
-    for y in range(max(top, 0), min(top + height, image_size[0])):
-        for x in range(max(left, 0), min(left + width, image_size[1])):
+    for y in range(max(top, 0), min(bottom + 1, image_size[0])):
+        for x in range(max(left, 0), min(right + 1, image_size[1])):
             image[y, x] = resized[0, 0, y - top, x - left]
     return image
 

@@ -16,21 +16,15 @@ def roi_align(
     canonical_scale: float,
     canonical_level: int,
 ) -> Tensor:
-    """See `kernels.multiscale_roi_align`. features: [N, C, H, W] a level, rois: [K, 5], result: [K, C, *output_size]."""
+    """See `kernels.multiscale_roi_align`. features: [N, C, H, W] a level, rois: [K, 5]; [K, C, *output_size]."""
     compute = torch.promote_types(features[0].dtype, torch.float32)
-    pooled = [
-        _one_roi(
-            features[_level(roi, spatial_scales, canonical_scale, canonical_level)].to(compute),
-            roi,
-            spatial_scales[_level(roi, spatial_scales, canonical_scale, canonical_level)],
-            output_size,
-            sampling_ratio,
-            aligned,
-        )
-        for roi in rois
-    ]
-    empty = features[0].new_zeros((0, features[0].shape[1], *output_size))
-    result = torch.stack(pooled).to(features[0].dtype) if pooled else empty
+    pooled = features[0].new_zeros((rois.shape[0], features[0].shape[1], *output_size), dtype=compute)
+    for bins, roi in zip(pooled, rois, strict=True):
+        level = _level(roi, spatial_scales, canonical_scale, canonical_level)
+        if level is not None and _usable(roi, features[level].shape[0]):
+            feature = features[level][int(roi[0])].to(compute)
+            bins.copy_(_one_roi(feature, roi, spatial_scales[level], output_size, sampling_ratio, aligned))
+    result = pooled.to(features[0].dtype)
     channels_last = not features[0].is_contiguous()
     return result.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
@@ -52,7 +46,7 @@ def roi_align_backward(
     grads = [grad.new_zeros(shape, dtype=compute) for shape in feature_shapes]
     for bin_grad, roi in zip(grad.to(compute), rois, strict=True):
         level = _level(roi, spatial_scales, canonical_scale, canonical_level)
-        if not _usable(roi, feature_shapes[level][0]):
+        if level is None or not _usable(roi, feature_shapes[level][0]):
             continue
         y, x = _sample_grid(roi, spatial_scales[level], output_size, sampling_ratio, aligned)
         share = bin_grad[:, :, None, :, None] / max(y.shape[1] * y.shape[3], 1)
@@ -64,20 +58,23 @@ def roi_align_backward(
     return [each.to(grad.dtype).contiguous(memory_format=memory_format) for each in grads]
 
 
-def _level(roi: Tensor, spatial_scales: list[float], canonical_scale: float, canonical_level: int) -> int:
-    """Feature Pyramid Networks, equation 1, with torchvision's 1e-6, computed in the precision of the box."""
+def _level(roi: Tensor, spatial_scales: list[float], canonical_scale: float, canonical_level: int) -> int | None:
+    """Feature Pyramid Networks, equation 1, with torchvision's 1e-6, computed in the precision of the box.
+
+    None if the area is negative.
+    """
     if len(spatial_scales) == 1:
         return 0
     _, x1, y1, x2, y2 = roi
     level = torch.floor(canonical_level + torch.log2(torch.sqrt((x2 - x1) * (y2 - y1)) / canonical_scale) + 1e-6)
     if torch.isnan(level):
-        return 0
+        return None
     finest, coarsest = -math.log2(spatial_scales[0]), -math.log2(spatial_scales[-1])
     return int(level.clamp(finest, coarsest)) - int(finest)
 
 
 def _usable(roi: Tensor, images: int) -> bool:
-    return bool(torch.isfinite(roi).all()) and 0 <= int(roi[0]) < images
+    return bool(torch.isfinite(roi[3:] - roi[1:3]).all()) and 0 <= float(roi[0]) < images
 
 
 def _one_roi(
@@ -88,12 +85,11 @@ def _one_roi(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """feature: [N, C, H, W], roi: [5]; the pooled RoI [C, PH, PW]."""
-    if not _usable(roi, feature.shape[0]):
-        return feature.new_zeros((feature.shape[1], *output_size))
+    """feature: [C, H, W], roi: [5]; the pooled RoI [C, PH, PW]."""
     y, x = _sample_grid(roi, scale, output_size, sampling_ratio, aligned)
-    corners = _corners(y, x, *feature.shape[2:])
-    samples = sum(weight.to(feature.dtype) * feature[int(roi[0]), :, row, column] for weight, row, column in corners)
+    corners = _corners(y, x, *feature.shape[1:])
+    values = [weight.to(feature.dtype) * feature[:, row, column] for weight, row, column in corners]
+    samples = torch.stack(values).sum(dim=0)
     return samples.sum(dim=(2, 4)) / max(y.shape[1] * y.shape[3], 1)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from mrcnn.engine.checkpoint import CheckpointError, CheckpointInfo
 from mrcnn.engine.coco_eval import Figures, IouType, coco_figures, figure_names
 from mrcnn.engine.output import ProgressLine
+from mrcnn.engine.precision import Precision, autocast
 
 if TYPE_CHECKING:
     from mrcnn.data import InstanceDataset
@@ -23,7 +24,7 @@ IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm")
 
 
 def detect(
-    model: MaskRCNN, images: Iterable[Tensor], batch_size: int = 1, precision: str = "fp32"
+    model: MaskRCNN, images: Iterable[Tensor], batch_size: int = 1, precision: Precision = "fp32"
 ) -> Iterator[dict[str, Any]]:
     """Detections of one image after the other, on the CPU, masks as RLE.
 
@@ -31,7 +32,7 @@ def detect(
         model: put into eval mode for the call, and back.
         images: [3, H, W] float in 0..1, of any sizes, on any device.
         batch_size: images that go through the model together.
-        precision: "bf16" runs the model under bfloat16 autocast.
+        precision: arithmetic of the model.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -40,7 +41,7 @@ def detect(
         for batch in _batched(images, batch_size):
             with (
                 torch.inference_mode(),
-                torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
+                autocast(device, precision),
             ):
                 detections = model([image.to(device) for image in batch], mask_format="rle")
             for found in detections:
@@ -73,7 +74,7 @@ def evaluate(
     category_ids: Sequence[int] | None = None,
     max_dets: int = 100,
     batch_size: int = 1,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     console: Console | None = None,
 ) -> tuple[dict[str, Figures], Results]:
     """Runs a model over a data set and evaluates what it finds.
@@ -86,7 +87,7 @@ def evaluate(
         max_dets: detections counted per image and category; the model's own limit per image must be as high
             for this to have an effect.
         batch_size: images that go through the model together.
-        precision: "fp32", or "bf16" for bfloat16 autocast.
+        precision: arithmetic of the model.
         console: where to show progress; nowhere by default.
 
     Returns:

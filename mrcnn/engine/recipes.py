@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mrcnn.data import Augmentation
+from mrcnn.engine.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class TrainConfig:
         clip_norm: largest norm of the gradient; larger ones are scaled down. 0 is no limit.
         ema_decay: decay of the moving average of the weights, which is then what is evaluated and saved. 0 is
             no average.
-        precision: arithmetic of the forward pass: float32, or bfloat16 autocast.
+        precision: arithmetic of the forward pass: float32, bfloat16 autocast, or whichever is faster here.
         seed: of the order of images, the augmentation, and the sampling in the model.
         log_every: steps between two reads of the losses from the device.
         checkpoint_every: steps between two checkpoints; one is always written at the end. 0 is only there.
@@ -50,7 +51,7 @@ class TrainConfig:
     milestones: tuple[float, ...] = (2 / 3, 8 / 9)
     clip_norm: float = 10.0
     ema_decay: float = 0.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "auto"
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500

@@ -32,6 +32,7 @@ from mrcnn.engine.optim import (
     restore_optimizer,
 )
 from mrcnn.engine.output import MetricsLog, ProgressLine, writable_folder
+from mrcnn.engine.precision import autocast
 from mrcnn.engine.recipes import TrainConfig
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class _Run:
             {name: value.to(self.device, non_blocking=True) for name, value in sample.target.items()}
             for sample in samples
         ]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with autocast(self.device, config.precision):
             losses: dict[str, Tensor] = self.model(images, targets)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)

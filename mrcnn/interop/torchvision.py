@@ -1,14 +1,14 @@
 """torchvision's `maskrcnn_resnet50_fpn` state dict, by its names of today and those of its published file."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
 from mrcnn.config import ModelConfig
 
 # Theirs to ours; the (\.0)? are layers that later versions wrapped once more.
-_RENAMED = [
+_RENAMED: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"backbone\.body\.layer(\d)\.", lambda m: f"backbone.stages.{int(m[1]) - 1}."),
     (r"backbone\.body\.", "backbone."),
     (r"backbone\.fpn\.inner_blocks\.(\d)(?:\.0)?\.", r"fpn.lateral.\1."),

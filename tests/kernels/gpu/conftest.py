@@ -16,6 +16,6 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
         empty = new_empty(self, *args, **kwargs)
         if empty.dtype == torch.bool:
             return empty.fill_(True)
-        return empty.fill_(float("nan") if empty.is_floating_point() else 123_456_789)
+        return empty.fill_(float("nan") if empty.is_floating_point() else torch.iinfo(empty.dtype).max)
 
     monkeypatch.setattr(Tensor, "new_empty", poisoned_new_empty)

@@ -115,8 +115,7 @@ def test_confident_logits_keep_their_small_loss() -> None:
     """exp(-20) added to 1 in float32 is 1; the loss of a right and confident cell is still not 0."""
     case = Case(scale=0.0)
     case.masks[:] = True
-    case.weights[4] = 0  # that box has no mask under it
-    case.boxes[2] = case.boxes[0]
+    case.boxes[:] = torch.tensor([3.0, 4.0, 20.0, 22.0])
     case.logits[:] = 20.0
     assert 0 < mask_loss(*case.arguments())[0].item() < 1e-8
     case.check()
@@ -169,7 +168,6 @@ class _MaskLoss(torch.autograd.Function):
 
 
 def test_gradcheck() -> None:
-    case = Case(torch.float64, size=3)
-    case.labels[1] = 0
+    case = Case(torch.float64, size=2, sampling_ratio=1)
     logits, *rest = case.arguments()
-    assert torch.autograd.gradcheck(lambda x: _MaskLoss.apply(x, *rest), logits.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: _MaskLoss.apply(x, *rest), logits.requires_grad_(), fast_mode=True)

@@ -1,6 +1,7 @@
 """Buckets, pruning and pinning: plain Python, in either kind of process."""
 
 import pytest
+import torch
 import triton
 from triton.runtime.autotuner import Autotuner
 
@@ -23,6 +24,15 @@ def test_bucket(count: int, expected: int) -> None:
     assert tuning.bucket(count) == expected
 
 
+@pytest.mark.parametrize(
+    ("dtype", "block"), [(torch.float64, 64), (torch.float32, 128), (torch.bfloat16, 256)], ids=str
+)
+def test_default_reads_16_bytes_a_thread(dtype: torch.dtype, block: int) -> None:
+    arguments = {"out_ptr": torch.empty(1, dtype=dtype), "CHANNELS": 256}
+    left = tuning.pruned_configs(roi_align._channels_last_kernel, (), arguments)
+    assert left[0].kwargs["BLOCK_C"] == block
+
+
 def test_bucket_with_another_floor() -> None:
     assert [tuning.bucket(count, 1) for count in (0, 1, 2, 3)] == [1, 1, 2, 4]
 
@@ -32,8 +42,12 @@ def test_bucket_with_another_floor() -> None:
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_pruning_leaves_a_configuration(kernel: Autotuner, channels: int, channels_last: bool) -> None:
     arguments = {
-        "CHANNELS": channels, "CHANNELS_WRITTEN": channels, "CHANNELS_LAST": channels_last, "SIZE": 14
-    }  # fmt: skip
+        "out_ptr": torch.empty(1),
+        "CHANNELS": channels,
+        "CHANNELS_WRITTEN": channels,
+        "CHANNELS_LAST": channels_last,
+        "SIZE": 14,
+    }
     left = tuning.pruned_configs(kernel, (), arguments)
     assert left
     assert all(config in kernel.configs for config in left)

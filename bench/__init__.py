@@ -1,0 +1,1 @@
+"""Measurements of the library beside its peers; not part of the wheel."""

@@ -1,0 +1,136 @@
+"""The long measurements: what was asked, beside what is seen on this machine in this run."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench import model_speed, overfit
+
+TEST_DATA = Path(os.environ.get("MRCNN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One line of a bar."""
+
+    what: str
+    asked: str
+    seen: str
+    holds: bool
+
+
+def demo() -> list[Seen]:
+    """The demo, three seeds."""
+    lines = []
+    for seed in range(3):
+        with tempfile.TemporaryDirectory() as out:
+            seconds = _mrcnn("demo", "--out", out, "--seed", str(seed))
+            figures = json.loads((Path(out) / "metrics.json").read_text())
+        ap = figures["segm"]["AP"]
+        lines.append(Seen(f"seed {seed}: mask AP", "at least 0.60", f"{ap:.3f}", ap >= 0.60))
+        lines.append(Seen(f"seed {seed}: wall time", "under 120 s", f"{seconds:.0f} s", seconds < 120))
+    return lines
+
+
+def microscopy() -> list[Seen]:
+    """Training on 100 microscopy images, evaluation on 30."""
+    data = TEST_DATA / "dsb-mini"
+    with tempfile.TemporaryDirectory() as out:
+        folder, figures = Path(out), Path(out) / "figures.json"
+        seconds = _mrcnn("train", str(data / "train.json"), "--out", out, "--val", str(data / "val.json"))
+        _mrcnn(
+            *("eval", str(folder / "checkpoint.safetensors"), str(data / "val.json")),
+            *("--max-dets", "300", "--json", str(figures)),
+        )
+        ap = json.loads(figures.read_text())["AP"]
+    return [
+        Seen("mask AP, 300 detections", "at least 0.45", f"{ap:.3f}", ap >= 0.45),
+        Seen("training and evaluation", "within 240 s", f"{seconds:.0f} s", seconds <= 240),
+    ]
+
+
+def photos() -> list[Seen]:
+    """Eight photos by heart, and the time of the same steps in torchvision."""
+    result = overfit.measure(TEST_DATA / "tiny-coco")
+    share = result.seconds / result.peer_seconds
+    timing = f"{result.seconds:.0f} s and {result.peer_seconds:.0f} s: {share:.2f}"
+    return [
+        Seen("mask AP on the 8 photos", "at least 0.65", f"{result.ap:.3f}", result.ap >= 0.65),
+        Seen("mask AP50", "at least 0.95", f"{result.ap50:.3f}", result.ap50 >= 0.95),
+        Seen(f"{overfit.STEPS} steps, ours and torchvision", "at most 0.5 of the time", timing, share <= 0.5),
+    ]
+
+
+def evaluator() -> list[Seen]:
+    """The figures that COCO publishes for its example results."""
+    data = TEST_DATA / "coco-eval"
+    expected = json.loads((data / "expected.json").read_text())
+    lines = []
+    for iou_type in ("bbox", "segm"):
+        with tempfile.TemporaryDirectory() as out:
+            figures = Path(out) / "figures.json"
+            _mrcnn(
+                *("eval", "--annotations", str(data / "instances_val2014_100.json")),
+                *("--results", str(data / f"instances_val2014_fake{iou_type}100_results.json")),
+                *("--iou-type", iou_type, "--json", str(figures)),
+            )
+            seen = json.loads(figures.read_text())
+        worst = max(abs(seen[name] - value) for name, value in zip(expected["order"], expected[iou_type], strict=True))
+        lines.append(
+            Seen(f"12 figures for {iou_type}", "equal to 1e-9", f"largest difference {worst:.1e}", worst <= 1e-9)
+        )
+    return lines
+
+
+def inference() -> list[Seen]:
+    """Inference of R50-FPN on one image of 800 x 1088, the same weights in both."""
+    seconds = model_speed.inference(TEST_DATA / "tiny-coco")
+    ours = seconds.pop("ours")
+    fastest = min(seconds, key=lambda name: seconds[name])
+    ratio = ours / seconds[fastest]
+    text = f"{ours:.2f} s and {seconds[fastest]:.2f} s ({fastest}): {ratio:.2f}"
+    return [Seen("ours and torchvision's fastest setting", "at most 1 of its time", text, ratio <= 1)]
+
+
+BARS: dict[str, Callable[[], list[Seen]]] = {
+    "demo": demo,
+    "microscopy": microscopy,
+    "photos": photos,
+    "evaluator": evaluator,
+    "inference": inference,
+}
+
+
+def run(names: Sequence[str], console: Console) -> bool:
+    """Runs bars and prints each as it ends; whether all hold."""
+    all_hold = True
+    for name in names or list(BARS):
+        lines = BARS[name]()
+        table = Table(title=f"{name}: {BARS[name].__doc__}", title_justify="left")
+        for heading in ("what", "asked", "seen", "holds"):
+            table.add_column(heading)
+        for line in lines:
+            table.add_row(line.what, line.asked, line.seen, "yes" if line.holds else "NO")
+        console.print(table)
+        all_hold &= all(line.holds for line in lines)
+    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    return all_hold
+
+
+def _mrcnn(*arguments: str) -> float:
+    """Runs the command line as a user would; wall seconds."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "mrcnn.cli", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"mrcnn {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return time.perf_counter() - start

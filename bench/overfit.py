@@ -1,0 +1,58 @@
+"""Eight photos learned by heart: whether training works at all, and how fast it is beside torchvision's."""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bench.peer import r18_fpn_gn
+from mrcnn import build_model
+from mrcnn.data import InstanceDataset, batches, open_dataset
+from mrcnn.engine.evaluate import evaluate
+from mrcnn.engine.recipes import TrainConfig
+from mrcnn.engine.train import train
+
+STEPS = 600
+PHOTOS = 8
+CONFIG = TrainConfig(steps=STEPS, batch_size=2, lr=3e-4, warmup_steps=30, checkpoint_every=0, log_every=50)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Figures on the photos trained on, and the seconds of training in both."""
+
+    ap: float
+    ap50: float
+    seconds: float
+    peer_seconds: float
+
+
+def measure(tiny_coco: Path, peer_steps: int = STEPS) -> Result:
+    """Trains ours for `STEPS` and torchvision for `peer_steps`, whose time is scaled up to the same number."""
+    everything = open_dataset(tiny_coco / "annotations" / "instances_train2017.json", tiny_coco / "train2017")
+    photos = everything.subset(image_ids=sorted(everything.image_ids)[:PHOTOS])
+    torch.manual_seed(CONFIG.seed)
+    model = build_model("mask_rcnn_r18_fpn_gn", num_classes=len(photos.class_names))
+    with tempfile.TemporaryDirectory() as out:
+        result = train(model, photos, CONFIG, Path(out))
+    figures, _ = evaluate(result.model, photos, category_ids=photos.category_ids)
+    peer_seconds = _peer_seconds(photos, peer_steps) * STEPS / peer_steps
+    return Result(figures["segm"]["AP"], figures["segm"]["AP50"], result.seconds, peer_seconds)
+
+
+def _peer_seconds(photos: InstanceDataset, steps: int) -> float:
+    """torchvision's time for steps as plain as they can be: same photos, same batch size, same optimizer."""
+    torch.manual_seed(CONFIG.seed)
+    config = build_model("mask_rcnn_r18_fpn_gn", num_classes=len(photos.class_names)).config
+    peer = r18_fpn_gn(config).train()
+    optimizer = torch.optim.AdamW(peer.parameters(), lr=CONFIG.lr, weight_decay=CONFIG.weight_decay)
+    start = time.perf_counter()
+    for samples in batches(photos, CONFIG.batch_size, steps=steps, seed=CONFIG.seed):
+        losses = peer([sample.image for sample in samples], [sample.target for sample in samples])
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        torch.nn.utils.clip_grad_norm_(peer.parameters(), CONFIG.clip_norm)
+        optimizer.step()
+    return time.perf_counter() - start
