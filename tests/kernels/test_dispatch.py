@@ -93,7 +93,7 @@ def test_use_does_not_reach_other_threads() -> None:
 
 @pytest.mark.parametrize("name", ["cuda", "Eager", "", None])
 def test_unknown_implementation(name: str) -> None:
-    with pytest.raises(ValueError, match="implementation is .* must be one of"), use(name):  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"implementation is .* must be one of"), use(name):  # type: ignore[arg-type]
         pass
 
 

@@ -76,7 +76,7 @@ def ours(case: Case, implementation: Implementation, **options: Any) -> tuple[Te
     leaf = case.logits.detach().requires_grad_()
     with use(implementation):
         loss = mask_loss(leaf, case.labels, case.boxes, case.gt_masks, case.gt_index, **options)
-    return loss.detach(), *torch.autograd.grad(loss, leaf)
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
 
 def torchvisions(case: Case, precision: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ def torchvisions(case: Case, precision: torch.dtype) -> tuple[Tensor, Tensor]:
     # Its labels are those of the ground truth: one mask for each RoI, in order.
     masks, order = case.gt_masks[case.gt_index].to(torch.uint8), torch.arange(len(case.labels))
     loss = maskrcnn_loss(leaf, [case.boxes.to(precision)], [masks], [case.labels], [order])
-    return loss.detach(), *torch.autograd.grad(loss, leaf)
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
 
 def check(case: Case, results: tuple[Tensor, Tensor], oracle: Any = torchvisions) -> None:
@@ -178,7 +178,7 @@ def test_fixed_sampling(implementation: Implementation, sampling_ratio: int) -> 
         masks = case.gt_masks[:, None].to(precision)
         targets = torchvision.ops.roi_align(masks, rois, (7, 7), 1.0, sampling_ratio)[:, 0]
         loss = binary_cross_entropy_with_logits(leaf[torch.arange(6), case.labels], targets)
-        return loss.detach(), *torch.autograd.grad(loss, leaf)
+        return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
     case = make()
     check(case, ours(case, implementation, sampling_ratio=sampling_ratio), oracle)

@@ -23,9 +23,16 @@ IMAGE = (37, 45)
 BOXES: dict[str, list[list[float]]] = {
     "inside": [[3.3, 4.1, 20.7, 30.2], [30.2, 1.2, 41.7, 8.9]],
     "one": [[3.3, 4.1, 20.7, 30.2]],
-    "across the border": [[-10.3, -5.1, 12.4, 9.9], [30.3, 20.2, 60.6, 50.7], [-20.2, -30.3, 90.4, 70.8]],
+    "across the border": [[-10.3, -5.1, 12.4, 9.9], [30.3, 20.2, 60.6, 50.7], [-9.3, 3.2, -0.9, 9.1]],
     "far outside": [[100.2, 100.3, 120.4, 130.9], [-3000.2, 3, -2000.4, 9.1], [4, 5e4, 12, 6e4]],
-    "degenerate": [[11.2, 12.1, 11.6, 12.9], [7.2, 3.4, 7.2, 20.1], [7.2, 9.1, 19.2, 9.1], [20.3, 20.2, 10.4, 9.7]],
+    "degenerate": [
+        [11.2, 12.1, 11.6, 12.9],
+        [7.2, 3.4, 7.2, 20.1],
+        [7.2, 9.1, 19.2, 9.1],
+        [20.3, 20.2, 10.4, 9.7],
+        [5, 20.2, 20.4, 9.7],
+    ],
+    "over the whole image": [[-20.2, -30.3, 90.4, 70.8]],
     "whole pixels": [[5, 6, 19, 20], [0, 0, 45, 37], [40, 30, 45, 37]],
 }
 NOT_EMPTY_OF_AREA = [kind for kind in BOXES if kind != "degenerate"]
@@ -40,7 +47,8 @@ def make(kind: str, dtype: torch.dtype, size: int = 14) -> tuple[Tensor, Tensor]
 def oracle(masks: Tensor, boxes: Tensor, rule: Rule, precision: torch.dtype) -> Tensor:
     masks = masks.to(precision)
     if rule == "torchvision":
-        return paste_masks_in_image(masks[:, None], boxes, IMAGE)[:, 0]
+        pasted: Tensor = paste_masks_in_image(masks[:, None], boxes, IMAGE)
+        return pasted[:, 0]
     x0, y0, x1, y1 = boxes.to(precision).split(1, dim=1)
     y = (torch.arange(IMAGE[0], dtype=precision) + 0.5 - y0) / (y1 - y0) * 2 - 1
     x = (torch.arange(IMAGE[1], dtype=precision) + 0.5 - x0) / (x1 - x0) * 2 - 1
@@ -139,7 +147,8 @@ def test_a_mask_in_a_box_of_its_own_size_comes_back(implementation: Implementati
     # With the border, and cut to whole pixels with both ends included, this box is size + 2 pixels wide.
     inset = exact + torch.tensor([0.25, 0.25, -0.25, -0.25])
     with use(implementation):
-        for box, rule in ((inset, "torchvision"), (exact, "centers")):
+        for rule in RULES:
+            box = inset if rule == "torchvision" else exact
             pasted = paste_masks(mask, box, IMAGE, None, rule)
             plain = oracle(mask, box, rule, torch.float32)[crop]  # grid_sample rounds the positions
             assert_error_rule(pasted[crop], mask[0].double(), plain, torch.float32)

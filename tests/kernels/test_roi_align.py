@@ -59,7 +59,7 @@ def torchvisions(
 ) -> tuple[Tensor, Tensor]:
     leaf = features.detach().to(precision).contiguous().requires_grad_()
     result = torchvision.ops.roi_align(leaf, rois.to(precision), tuple(grad.shape[2:]), SCALE, **options)
-    return result.detach(), *torch.autograd.grad(result, leaf, grad.to(precision))
+    return result.detach(), torch.autograd.grad(result, leaf, grad.to(precision))[0]
 
 
 def check(features: Tensor, rois: Tensor, grad: Tensor, implementation: Implementation, **options: Any) -> None:
@@ -78,8 +78,8 @@ def check(features: Tensor, rois: Tensor, grad: Tensor, implementation: Implemen
 def test_error_rule(
     implementation: Implementation, kind: str, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
-    for options in ({"sampling_ratio": 2}, {"sampling_ratio": -1}, {"sampling_ratio": -1, "aligned": True}):
-        check(*make(kind, dtype, memory_format), implementation, **options)
+    for ratio, aligned in ((2, False), (-1, False), (-1, True)):
+        check(*make(kind, dtype, memory_format), implementation, sampling_ratio=ratio, aligned=aligned)
 
 
 @pytest.mark.parametrize(("ratio", "aligned"), [(2, False), (-1, False), (-1, True)])

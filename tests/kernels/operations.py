@@ -1,0 +1,97 @@
+"""One small call of each operation of torch.library, for what is asked of all of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _features(memory_format: torch.memory_format) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn((2, 3, size, size + 1), generator=generator).contiguous(memory_format=memory_format)
+        for size in (8, 4)
+    ]
+
+
+def roi_align(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    features = [each.requires_grad_() for each in _features(memory_format)]
+    return features, *_pooling(), implementation
+
+
+def roi_align_backward(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    rois, *rest = _pooling()
+    sizes = [size for each in _features(memory_format) for size in each.shape]
+    grad = torch.randn((3, 3, 2, 3), generator=torch.Generator().manual_seed(1))
+    return grad, rois, sizes, memory_format == torch.channels_last, *rest, implementation
+
+
+def _pooling() -> tuple[Any, ...]:
+    rois = torch.tensor([[0, 1.3, 2.1, 9.2, 7.4], [1, 3.0, 4.0, 30.0, 20.0], [1, 0.2, 0.3, 7.7, 30.1]])
+    return rois, [0.25, 0.125], [2, 3], 2, False, 16.0, 2
+
+
+def segmented_nms(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    boxes, scores = _boxes()
+    counts = torch.tensor([4, 2])
+    return boxes.repeat(2, 1, 1), scores.repeat(2, 1), 0.5, 3, counts, implementation
+
+
+def nms(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    return *_boxes(), 0.5, implementation
+
+
+def batched_nms(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    return *_boxes(), torch.tensor([1, 0, 1, 1]), 0.5, implementation
+
+
+def _boxes() -> tuple[Tensor, Tensor]:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [30, 30, 40, 40], [31, 30, 40, 40]])
+    return boxes, torch.tensor([0.5, 0.9, 0.7, 0.8])
+
+
+def mask_loss(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn((2, 3, 4, 4), generator=generator).contiguous(memory_format=memory_format).requires_grad_()
+    boxes = torch.tensor([[1.2, 2.1, 9.3, 8.8], [0.4, 0.1, 6.6, 12.9]])
+    masks = torch.rand((2, 13, 11), generator=generator) > 0.5
+    return (
+        logits,
+        torch.tensor([2, 0]),
+        boxes,
+        masks,
+        torch.tensor([1, 0]),
+        torch.tensor([1.0, 0.5]),
+        -1,
+        implementation,
+    )
+
+
+def mask_loss_backward(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    residual = torch.randn((2, 4, 4), generator=torch.Generator().manual_seed(0))
+    last = memory_format == torch.channels_last
+    return torch.tensor(2.0), residual, torch.tensor([2, 0]), 3, torch.float32, last, implementation
+
+
+def paste_masks(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    masks = torch.rand((2, 5, 5), generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[1.2, 2.1, 9.3, 8.8], [0.4, -3.1, 6.6, 12.9]])
+    threshold = None if memory_format == torch.channels_last else 0.5
+    return masks, boxes, 12, 14, threshold, "torchvision", implementation
+
+
+# From a memory format of the features or logits (else one of two variants) and an implementation to the arguments.
+OPERATIONS: dict[str, Callable[[torch.memory_format, str], tuple[Any, ...]]] = {
+    function.__name__: function
+    for function in (
+        roi_align,
+        roi_align_backward,
+        segmented_nms,
+        nms,
+        batched_nms,
+        mask_loss,
+        mask_loss_backward,
+        paste_masks,
+    )
+}

@@ -1,0 +1,173 @@
+"""What torch.library and torch.compile ask of every operation: schemas, fakes, gradients, tracing as one graph."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from operations import OPERATIONS
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+import kernels
+from kernels import mask_loss, multiscale_roi_align, nms, paste_masks, roi_align, segmented_nms, use
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
+SIZE_DEPENDS_ON_VALUES = ("nms", "batched_nms")
+
+
+def operation(name: str) -> Any:
+    return getattr(torch.ops.mrcnn, name).default
+
+
+def test_every_operation_is_here() -> None:
+    sources = Path(kernels.__file__).parent.glob("*.py")
+    registered = {name for source in sources for name in re.findall(r'"mrcnn::(\w+)"', source.read_text())}
+    assert registered == set(OPERATIONS)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_opcheck(name: str, memory_format: torch.memory_format) -> None:
+    """Schema, autograd registration, fake against real, and tracing forward and backward with symbolic sizes."""
+    passed = torch.library.opcheck(operation(name), OPERATIONS[name](memory_format, "eager"))
+    assert set(passed.values()) == {"SUCCESS"}
+
+
+def layout(result: Any) -> list[tuple[Any, ...]]:
+    """Shape, strides where they matter, and dtype of each tensor."""
+    return [
+        (
+            tuple(each.shape),
+            tuple(stride for size, stride in zip(each.shape, each.stride(), strict=True) if size > 1),
+            each.dtype,
+        )
+        for each in pytree.tree_leaves(result)
+    ]
+
+
+def with_dtype(arguments: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    """The same with the first argument, which sets the result's dtype, in `dtype`."""
+    first = pytree.tree_map(lambda x: x.detach().to(dtype), arguments[0])
+    return first, *arguments[1:]
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("implementation", ["eager", "reference"])
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in SIZE_DEPENDS_ON_VALUES])
+def test_fakes_have_the_layout_of_the_real(
+    name: str, implementation: str, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    arguments = with_dtype(OPERATIONS[name](memory_format, implementation), dtype)
+    with FakeTensorMode() as mode:
+        fake = operation(name)(*pytree.tree_map_only(Tensor, mode.from_tensor, arguments))
+    assert layout(operation(name)(*arguments)) == layout(fake)
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> tuple[Callable[..., Any], list[Any]]:
+    """`function` compiled as one graph, and a list that grows by each graph compiled."""
+    graphs: list[Any] = []
+    aot_eager = torch._dynamo.lookup_backend("aot_eager")
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, backend=backend, **options), graphs
+
+
+def test_compiled_pooling_takes_any_number_of_boxes() -> None:
+    """Forward and backward, in one graph for all numbers."""
+
+    def function(features: list[Tensor], rois: Tensor) -> Tensor:
+        return multiscale_roi_align(features, rois, 3, [0.25, 0.125], canonical_scale=16, canonical_level=2)
+
+    generator = torch.Generator().manual_seed(0)
+    with use("eager"):
+        fast, graphs = compiled(function, dynamic=True)
+        for number in (11, 2, 9, 30):
+            features = [torch.randn((2, 3, size, size), generator=generator).requires_grad_() for size in (8, 4)]
+            rois = torch.rand((number, 5), generator=generator).sort(dim=1).values * torch.tensor([0, 16, 16, 30, 30])
+            results = []
+            for each in (function, fast):
+                result = each(features, rois)
+                results.append([result, *torch.autograd.grad(result.square().sum(), features)])
+            for plain, traced in zip(*results, strict=True):
+                assert torch.equal(plain, traced)
+    assert len(graphs) == 1
+
+
+def test_compiled_selection_feeds_pooling_and_pasting() -> None:
+    """The number of kept boxes is known only when it runs: nothing may ask for it while tracing."""
+
+    def function(features: Tensor, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        kept = boxes[nms(boxes, scores, 0.5)]
+        pooled = roi_align(features, torch.cat([torch.zeros_like(kept[:, :1]), kept], dim=1), 4, 0.5)
+        return pooled, paste_masks(pooled.sigmoid().mean(dim=1), kept, (20, 24), 0.5, "centers")
+
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn((1, 3, 10, 12), generator=generator)
+    with use("eager"):
+        fast, graphs = compiled(function, dynamic=True)
+        for number in (13, 7, 40):
+            corner = torch.rand((number, 2), generator=generator) * 12
+            boxes = torch.cat([corner, corner + 3 + torch.rand((number, 2), generator=generator) * 8], dim=1)
+            scores = torch.rand(number, generator=generator)
+            for plain, traced in zip(function(features, boxes, scores), fast(features, boxes, scores), strict=True):
+                assert torch.equal(plain, traced)
+    assert len(graphs) == 1
+
+
+def test_compiled_selection_of_fixed_size() -> None:
+    def function(boxes: Tensor, scores: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        return segmented_nms(boxes, scores, 0.5, 4, counts)
+
+    generator = torch.Generator().manual_seed(0)
+    with use("eager"):
+        fast, graphs = compiled(function, dynamic=True)
+        for segments, number in ((2, 9), (3, 20), (5, 6)):
+            corner = torch.rand((segments, number, 2), generator=generator) * 9
+            arguments = (
+                torch.cat([corner, corner + 5], dim=2),
+                torch.rand((segments, number), generator=generator),
+                torch.arange(segments) * 2,
+            )
+            for plain, traced in zip(function(*arguments), fast(*arguments), strict=True):
+                assert torch.equal(plain, traced)
+    assert len(graphs) == 1
+
+
+def test_compiled_loss_takes_any_number_of_rois() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand((2, 13, 11), generator=generator) > 0.5
+    with use("eager"):
+        fast, graphs = compiled(mask_loss, dynamic=True)
+        for number in (5, 2, 9):
+            logits = torch.randn((number, 3, 4, 4), generator=generator, requires_grad=True)
+            corner = torch.rand((number, 2), generator=generator) * 5
+            boxes = torch.cat([corner, corner + 4], dim=1)
+            labels, index = torch.arange(number) % 3, torch.arange(number) % 2
+            weights = torch.rand(number, generator=generator)
+            results = []
+            for each in (mask_loss, fast):
+                loss = each(logits, labels, boxes, masks, index, weights)
+                results.append([loss, *torch.autograd.grad(loss, logits)])
+            for plain, traced in zip(*results, strict=True):
+                assert torch.equal(plain, traced)
+    assert len(graphs) == 1
+
+
+def test_the_choice_of_implementation_is_made_while_tracing() -> None:
+    features, rois = torch.randn(1, 1, 6, 6), torch.tensor([[0.0, 1, 1, 4, 4]])
+    for implementation in ("eager", "reference"):
+        with use(implementation):
+            fast, graphs = compiled(lambda x: roi_align(x, rois, 2))
+            fast(features)
+        (graph,) = graphs
+        (node,) = [node for node in graph.graph.nodes if "roi_align" in str(node.target)]
+        assert node.args[-1] == implementation
