@@ -47,7 +47,10 @@ def microscopy() -> list[Seen]:
     data = TEST_DATA / "dsb-mini"
     with tempfile.TemporaryDirectory() as out:
         folder, figures = Path(out), Path(out) / "figures.json"
-        seconds = _mrcnn("train", str(data / "train.json"), "--out", out, "--val", str(data / "val.json"))
+        seconds = _mrcnn(
+            *("train", str(data / "train.json"), "--out", out, "--val", str(data / "val.json")),
+            *("--augment", "overhead"),
+        )
         _mrcnn(
             *("eval", str(folder / "checkpoint.safetensors"), str(data / "val.json")),
             *("--max-dets", "300", "--json", str(figures)),

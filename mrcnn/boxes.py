@@ -9,6 +9,11 @@ from torch import Tensor
 _MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision is too coarse for boxes and scores; float64 stays, for verification."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
     """Offsets [..., 4] from anchors to boxes (R-CNN, appendix C): dx, dy, dw, dh times `weights`."""
     size, center = _size_and_center(anchors)

@@ -82,6 +82,8 @@ class Train:
     """Length that the short side of each image is resized to, in pixels."""
     max_size: int | None = None
     """Largest length of the long side after resizing."""
+    augment: Literal["none", "photos", "overhead"] | None = None
+    """How images are varied: not at all, mirrored left for right, or also turned, for microscopes and aircraft."""
     steps: int | None = None
     """Optimizer steps."""
     batch_size: int | None = None

@@ -78,7 +78,7 @@ class MaskRCNN(nn.Module):
             return to_images(detections, crops, batch, mask_format)
         if targets is None:
             raise ValueError("targets is None; a model in training needs one for each image (or call model.eval())")
-        return self.losses(batch, make_targets(targets, batch), trim=trim)
+        return self.losses(batch, make_targets(targets, batch, self.config.num_classes), trim=trim)
 
     def losses(self, batch: Batch, targets: Targets, *, trim: bool = False) -> dict[str, Tensor]:
         """The five losses, to be summed. Without `trim` no value is asked of the device, and all sizes are fixed."""

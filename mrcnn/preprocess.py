@@ -77,18 +77,19 @@ def _padded_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
     return height, width
 
 
-def make_targets(targets: Sequence[Mapping[str, Tensor]], batch: Batch) -> Targets:
+def make_targets(targets: Sequence[Mapping[str, Tensor]], batch: Batch, num_classes: int) -> Targets:
     """Resizes and pads the ground truth of each image: boxes [G_i, 4], labels [G_i], masks [G_i, H, W].
 
     Raises:
-        ValueError: there is not one target an image, or one lacks a part or has a wrong shape.
+        ValueError: there is not one target an image, or one lacks a part or has a wrong shape; on a CPU also if a box
+            has no area or a label is not from 1 to num_classes - 1.
     """
     if len(targets) != len(batch.original_sizes):
         raise ValueError(
             f"targets has {len(targets)} entries; it must have one for each of {len(batch.original_sizes)} images"
         )
     for target, size in zip(targets, batch.original_sizes, strict=True):
-        _check_target(target, size)
+        _check_target(target, size, num_classes)
     images, device = batch.images.shape[0], batch.images.device
     counts = [target["boxes"].shape[0] for target in targets]
     capacity = max(counts)
@@ -105,10 +106,13 @@ def make_targets(targets: Sequence[Mapping[str, Tensor]], batch: Batch) -> Targe
         labels[image, :number] = target["labels"]
         resized = F.interpolate(target["masks"].to(torch.uint8)[:, None], size=(height, width), mode="nearest")
         masks[image, :number, :height, :width] = resized[:, 0]
+        # RoIAlign reads up to a pixel beyond the last one; it must find the last one again there, not the padding.
+        masks[image, :number, height : height + 1, :width] = resized[:, 0, -1:]
+        masks[image, :number, : height + 1, width : width + 1] = masks[image, :number, : height + 1, width - 1 : width]
     return Targets(boxes=boxes, labels=labels, masks=masks, counts=torch.tensor(counts, device=device))
 
 
-def _check_target(target: Mapping[str, Tensor], size: tuple[int, int]) -> None:
+def _check_target(target: Mapping[str, Tensor], size: tuple[int, int], num_classes: int) -> None:
     for name in ("boxes", "labels", "masks"):
         if name not in target:
             raise ValueError(f"a target has {sorted(target)}; it must have boxes, labels and masks")
@@ -117,9 +121,14 @@ def _check_target(target: Mapping[str, Tensor], size: tuple[int, int]) -> None:
     for name, shape in expected.items():
         if tuple(target[name].shape) != shape:
             raise ValueError(f"a target's {name} is {tuple(target[name].shape)}; for its image it must be {shape}")
-    boxes = target["boxes"]
+    boxes, labels = target["boxes"], target["labels"]
     if boxes.device.type == "cpu" and number and not at_least_something(boxes):
         raise ValueError("a target has a box that is not finite or has no area; boxes are x1, y1, x2, y2 in pixels")
+    if labels.device.type == "cpu" and number and not (labels.min() >= 1 and labels.max() < num_classes):
+        raise ValueError(
+            f"a target's labels are from {labels.min().item()} to {labels.max().item()}; with {num_classes} classes "
+            f"they must be from 1 to {num_classes - 1}, as 0 is the background"
+        )
 
 
 def at_least_something(boxes: Tensor) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels import mask_loss, multiscale_roi_align, segmented_nms
-from mrcnn.boxes import at_least, clip, decode, encode
+from mrcnn.boxes import at_least, at_least_float32, clip, decode, encode
 from mrcnn.config import ModelConfig
 from mrcnn.preprocess import Batch, Targets
 from mrcnn.rpn import Proposals
@@ -90,7 +90,7 @@ class BoxBranch(nn.Module):
         hidden = F.relu(self.fc6(pooled.permute(0, 2, 3, 1).flatten(1)))
         hidden = F.relu(self.fc7(hidden))
         offsets: Tensor = self.offsets(hidden)
-        return self.classes(hidden).float(), offsets.float().unflatten(1, (-1, 4))
+        return at_least_float32(self.classes(hidden)), at_least_float32(offsets).unflatten(1, (-1, 4))
 
 
 class MaskBranch(nn.Module):
@@ -218,7 +218,7 @@ class RoIHeads(nn.Module):
         image = torch.arange(images, device=detections.boxes.device).repeat_interleave(number)
         rois = torch.cat([image[:, None].to(detections.boxes.dtype), detections.boxes.flatten(0, 1)], dim=1)
         logits = self.mask(features, rois, detections.labels.flatten())
-        probabilities: Tensor = logits.float().sigmoid().unflatten(0, (images, number))[:, :, 0]
+        probabilities: Tensor = at_least_float32(logits).sigmoid().unflatten(0, (images, number))[:, :, 0]
         return probabilities
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from kernels import segmented_nms
 from mrcnn.anchors import pyramid_anchors
-from mrcnn.boxes import at_least, clip, decode, encode
+from mrcnn.boxes import at_least, at_least_float32, clip, decode, encode
 from mrcnn.config import ModelConfig
 from mrcnn.preprocess import Batch, Targets
 from mrcnn.sampling import Sample, match, sample
@@ -100,7 +100,7 @@ class RegionProposalNetwork(nn.Module):
         hidden = F.relu(self.conv(feature), inplace=True)
         objectness = self.objectness(hidden).permute(0, 2, 3, 1).flatten(1)
         offsets = self.offsets(hidden).permute(0, 2, 3, 1).reshape(feature.shape[0], -1, 4)
-        return objectness.float(), offsets.float()
+        return at_least_float32(objectness), at_least_float32(offsets)
 
     def _head_at(self, features: list[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
         """The head's logits [B, S] and offsets [B, S, 4] at some anchors only.
@@ -117,7 +117,7 @@ class RegionProposalNetwork(nn.Module):
         objectness = F.linear(hidden, self.objectness.weight.flatten(1), self.objectness.bias).gather(2, ratio)
         offsets = F.linear(hidden, self.offsets.weight.flatten(1), self.offsets.bias).unflatten(2, (ratios, 4))
         offsets = offsets.gather(2, ratio[..., None].expand(-1, -1, 1, 4))
-        return objectness[..., 0].float(), offsets[..., 0, :].float()
+        return at_least_float32(objectness[..., 0]), at_least_float32(offsets[..., 0, :])
 
 
 def _neighbourhoods(features: list[Tensor], position: Tensor) -> Tensor:

@@ -71,8 +71,8 @@ def sample(kind: Tensor, size: int, positive_fraction: float) -> Sample:
     int(size * positive_fraction).
     """
     number = kind.shape[1]
-    size = min(size, number)
     most_positive = min(int(size * positive_fraction), number)
+    size = min(size, number)
     chance = torch.rand(kind.shape, device=kind.device)
     # One draw orders both kinds; what is of the other kind comes last.
     positives = torch.topk(torch.where(kind == POSITIVE, chance, -1.0), most_positive, dim=1).indices

@@ -20,7 +20,7 @@ from mrcnn.engine.coco_eval import Figures, ResultsError, coco_figures, read_jso
 from mrcnn.engine.evaluate import check_classes, figures_table
 from mrcnn.engine.evaluate import evaluate as evaluate_model
 from mrcnn.engine.output import writable_folder, write_json
-from mrcnn.engine.recipes import DEMO, Recipe, TrainConfig, recipe_for
+from mrcnn.engine.recipes import AUGMENTATIONS, DEMO, Recipe, TrainConfig, recipe_for
 from mrcnn.engine.train import CHECKPOINT, RESUME, TrainingError
 
 if TYPE_CHECKING:
@@ -187,7 +187,8 @@ def _changed(recipe: Recipe, preset: str, arguments: Mapping[str, Any]) -> Recip
         config = dataclasses.replace(recipe.train, **{name: given[name] for name in settings})
     except ValueError as error:
         raise CommandError(f"{error}.") from error
-    return dataclasses.replace(recipe, train=config, model=model)
+    augmentation = AUGMENTATIONS[given["augment"]] if "augment" in given else recipe.augmentation
+    return dataclasses.replace(recipe, train=config, model=model, augmentation=augmentation)
 
 
 def _open(source: Path, images: Path | None, skip_bad: bool, skipped_to: Path | None) -> InstanceDataset:

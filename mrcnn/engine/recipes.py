@@ -6,7 +6,8 @@ Everything here is data. A recipe is a starting point that a person overrides on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from mrcnn.data import Augmentation
@@ -93,18 +94,29 @@ class Recipe:
     model: Mapping[str, Any] = field(default_factory=dict)
 
 
+# By name, for `mrcnn train --augment`.
+AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType(
+    {
+        "none": Augmentation(hflip=0.0),
+        "photos": Augmentation(),
+        "overhead": Augmentation(vflip=0.5, rot90=True),  # microscopes and aircraft know no up and down
+    }
+)
+
 DEMO = Recipe(
     name="demo",
     largest=1,
-    train=TrainConfig(steps=150, batch_size=2, lr=5e-4, warmup_steps=20, log_every=10, checkpoint_every=0),
-    augmentation=Augmentation(),
+    train=TrainConfig(steps=240, batch_size=2, lr=1.5e-3, warmup_steps=30, log_every=10, checkpoint_every=0),
+    augmentation=replace(AUGMENTATIONS["overhead"], crop=(256, 256)),
+    # Nuclei stand close: half of the few sampled RoIs can be positives.
+    model={"min_size": 256, "roi_samples": 64, "roi_positive_fraction": 0.5},
 )
 
 RECIPES: tuple[Recipe, ...] = (
     Recipe(
         name="small",
         largest=2_000,
-        train=TrainConfig(steps=1_000, batch_size=2, lr=3e-4, warmup_steps=50),
+        train=TrainConfig(steps=400, batch_size=2, lr=1.5e-3, warmup_steps=30),
         augmentation=Augmentation(),
     ),
     Recipe(  # the paper's schedule, its learning rate scaled from 16 images a step to 2

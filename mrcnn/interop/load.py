@@ -1,6 +1,5 @@
 """Weights into a model, whichever format they are in."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -67,7 +66,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         return read_tensors(path)[0]
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle fails in any way: TypeError, KeyError, OSError, ...
         raise CheckpointError(f"{path}: is damaged, or holds more than tensors and is not opened.") from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]  # as torchvision's training script saves it

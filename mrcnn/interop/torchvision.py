@@ -42,8 +42,9 @@ def from_torchvision(state: Mapping[str, Tensor], config: ModelConfig) -> dict[s
             if found:
                 break
         converted[new_name] = value
-    # They flatten a RoI as (channel, y, x), we as (y, x, channel).
-    fc6 = converted["roi_heads.box.fc6.weight"]
-    by_pixel = fc6.unflatten(1, (-1, config.box_pool, config.box_pool)).permute(0, 2, 3, 1)
-    converted["roi_heads.box.fc6.weight"] = by_pixel.flatten(1).contiguous()
+    # They flatten a RoI as (channel, y, x), we as (y, x, channel). What does not fit is left for the caller to name.
+    fc6 = converted.get("roi_heads.box.fc6.weight")
+    if fc6 is not None and fc6.ndim == 2 and fc6.shape[1] % config.box_pool**2 == 0:
+        by_pixel = fc6.unflatten(1, (-1, config.box_pool, config.box_pool)).permute(0, 2, 3, 1)
+        converted["roi_heads.box.fc6.weight"] = by_pixel.flatten(1).contiguous()
     return converted

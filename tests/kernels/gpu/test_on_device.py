@@ -1,0 +1,59 @@
+"""The kernels on a real GPU: full shapes against the eager implementation in float64, and what only a GPU has."""
+
+import pytest
+import torch
+from error_rule import assert_error_rule
+from torch import Tensor
+
+import kernels
+
+pytestmark = pytest.mark.gpu
+
+SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
+
+
+def pyramid(dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(2, 256, round(800 * scale), round(1344 * scale)) for scale in SCALES]
+    return [torch.randn(size, generator=generator).to(dtype).to(memory_format=torch.channels_last) for size in sizes]
+
+
+def rois(number: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    corner = torch.rand((number, 2), generator=generator) * torch.tensor([1200.0, 700.0])
+    size = torch.exp(torch.rand((number, 2), generator=generator) * 3 + 2.5)
+    image = torch.randint(2, (number, 1), generator=generator).float()
+    return torch.cat([image, corner, corner + size], dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("output_size", [7, 14])
+def test_roi_align_at_full_size(dtype: torch.dtype, output_size: int) -> None:
+    features, boxes = pyramid(dtype), rois(200)
+    truth = kernels.multiscale_roi_align([each.double() for each in features], boxes.double(), output_size, SCALES)
+    plain = kernels.multiscale_roi_align([each.float() for each in features], boxes, output_size, SCALES).to(dtype)
+    on_device = [each.cuda().requires_grad_() for each in features]
+    seen = kernels.multiscale_roi_align(on_device, boxes.cuda(), output_size, SCALES)
+    assert_error_rule(seen.detach().cpu(), truth, plain, dtype)
+    again = torch.autograd.grad(seen, on_device, torch.ones_like(seen), retain_graph=True)
+    for first, second in zip(again, torch.autograd.grad(seen, on_device, torch.ones_like(seen)), strict=True):
+        assert torch.equal(first, second), "the backward pass must give the same bits each time"
+
+
+def test_segmented_nms_keeps_what_the_cpu_keeps() -> None:
+    boxes = rois(4000)[:, 1:].view(4, 1000, 4)
+    scores = torch.rand((4, 1000), generator=torch.Generator().manual_seed(2))
+    expected = kernels.segmented_nms(boxes, scores, 0.5, 300)
+    seen = kernels.segmented_nms(boxes.cuda(), scores.cuda(), 0.5, 300)
+    assert all(torch.equal(ours.cpu(), theirs) for ours, theirs in zip(seen, expected, strict=True))
+
+
+def test_segmented_nms_is_captured_in_a_graph() -> None:
+    """A capture fails at any wait for the device."""
+    boxes, scores = rois(1000)[:, 1:].view(1, 1000, 4).cuda(), torch.rand((1, 1000), device="cuda")
+    expected = kernels.segmented_nms(boxes, scores, 0.5, 100)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        seen = kernels.segmented_nms(boxes, scores, 0.5, 100)
+    graph.replay()
+    assert all(torch.equal(first, second) for first, second in zip(seen, expected, strict=True))
