@@ -22,7 +22,7 @@ from mrcnn.engine.output import read_metrics
 PRESET = "mask_rcnn_r18_fpn_gn"
 SMALL = {
     "min_size": 64,
-    "max_size": 128,
+    "max_size": 512,
     "fpn_channels": 16,
     "anchor_sizes": (8, 16, 32, 64, 128),
     "rpn_samples": 32,

@@ -172,7 +172,7 @@ def test_clipping_bounds_the_step(shapes, stand_in, tmp_path):
 def test_bfloat16(shapes, stand_in, tmp_path):
     result = train(stand_in(), shapes, replace(CONFIG, precision="bf16"), tmp_path)
     assert all(p.dtype == torch.float32 for p in result.model.parameters())
-    exact = train(stand_in(), shapes, CONFIG, tmp_path / "exact")
+    exact = train(stand_in(), shapes, replace(CONFIG, precision="fp32"), tmp_path / "exact")
     assert not torch.equal(weights(result.model), weights(exact.model))
 
 
