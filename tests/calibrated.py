@@ -15,7 +15,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 # Chosen so that torchvision's best detections on the photos are clearly ranked; the test of parity holds it to that.
-SEED = 3
+SEED = 34
 # Scale of each residual branch. The larger, the more a network amplifies its rounding noise.
 RESIDUAL = 0.1
 

@@ -106,7 +106,7 @@ AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType(
 DEMO = Recipe(
     name="demo",
     largest=1,
-    train=TrainConfig(steps=240, batch_size=2, lr=1.5e-3, warmup_steps=30, log_every=10, checkpoint_every=0),
+    train=TrainConfig(steps=200, batch_size=2, lr=1.5e-3, warmup_steps=30, log_every=10, checkpoint_every=0),
     augmentation=replace(AUGMENTATIONS["overhead"], crop=(256, 256)),
     # Nuclei stand close: half of the few sampled RoIs can be positives.
     model={"min_size": 256, "roi_samples": 64, "roi_positive_fraction": 0.5},
