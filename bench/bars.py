@@ -1,7 +1,6 @@
 """The long measurements: what was asked, beside what is seen on this machine in this run."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,8 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import model_speed, overfit
-
-TEST_DATA = Path(os.environ.get("MRCNN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+from bench.test_data import TEST_DATA
 
 
 @dataclass(frozen=True)

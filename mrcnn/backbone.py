@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 Norm = Literal["frozen_batch", "group"]
 
+NORM_EPS = 1e-5
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 
 
@@ -20,9 +21,8 @@ class FrozenBatchNorm2d(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.eps = eps
         self.register_buffer("weight", torch.ones(channels))
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -30,7 +30,7 @@ class FrozenBatchNorm2d(nn.Module):
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """The same as y = scale * x + shift, [C] each."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        scale = self.weight * (self.running_var + NORM_EPS).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,11 +39,23 @@ class FrozenBatchNorm2d(nn.Module):
         return x * scale[:, None, None] + shift[:, None, None]
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group norm that keeps channels last.
+
+    PyTorch's own gives contiguous maps on a GPU, and on a CPU its backward pass over channels-last maps takes up to 30
+    times as long as over contiguous ones where groups are narrow; two changes of layout cost less.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, C, H, W]."""
+        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
 def make_norm(norm: Norm, channels: int, *, last: bool = False) -> nn.Module:
     """The normalisation after a convolution. If it learns and is the last of a block, that starts as its shortcut."""
     if norm == "frozen_batch":
         return FrozenBatchNorm2d(channels)
-    group_norm = nn.GroupNorm(32, channels)
+    group_norm = GroupNorm(32, channels)
     if last:
         nn.init.zeros_(group_norm.weight)
     return group_norm

@@ -116,11 +116,15 @@ class MaskBranch(nn.Module):
         x = multiscale_roi_align(features, rois, self.pool, _SCALES)
         for conv in self.convs:
             x = F.relu(conv(x), inplace=True)
-        x = F.relu(self.up(x), inplace=True)
+        # A 2x2 transposed convolution with stride 2 makes four pixels of each one: a matrix product over pixels. They
+        # go to their places as logits, one channel each.
+        number, _, height, width = x.shape
+        up_weight = self.up.weight.permute(2, 3, 1, 0).flatten(0, 2)
+        up_bias = self.up.bias.repeat(4)  # type: ignore[union-attr]
+        x = F.relu(F.linear(x.permute(0, 2, 3, 1).flatten(1, 2), up_weight, up_bias), inplace=True)
         weight, bias = self.logits.weight[labels, :, 0, 0], self.logits.bias[labels]  # type: ignore[index]
-        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
-        logits = torch.baddbmm(bias[:, None, None], pixels, weight[..., None])
-        return logits.view(x.shape[0], 1, *x.shape[2:])
+        logits = torch.baddbmm(bias[:, None, None], x.view(number, 4 * height * width, -1), weight[..., None])
+        return logits.view(number, height, width, 2, 2).transpose(2, 3).reshape(number, 1, 2 * height, 2 * width)
 
 
 class RoIHeads(nn.Module):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.test_data import TEST_DATA
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
-DEFAULT_TEST_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -27,11 +28,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture
 def test_data() -> Callable[[str], Path]:
     """A function from a path inside the test data (`MRCNN_TEST_DATA`) to where it lies; skips where it is not."""
-    root = Path(os.environ.get("MRCNN_TEST_DATA", DEFAULT_TEST_DATA))
 
     def find(name: str) -> Path:
-        if not (root / name).exists():
+        if not (TEST_DATA / name).exists():
             pytest.skip(f"needs the test data {name}, which is not in MRCNN_TEST_DATA")
-        return root / name
+        return TEST_DATA / name
 
     return find

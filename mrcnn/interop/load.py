@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def load_weights(
-    model: "MaskRCNN", source: str | Path | Mapping[str, Tensor], *, other_classes: bool = False
+    model: "MaskRCNN",
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    other_classes: bool = False,
+    norm_eps: float | None = None,
 ) -> list[str]:
     """Loads weights, recognising their format: our checkpoints, or a state dict of ours or torchvision's.
 
@@ -35,7 +39,7 @@ def load_weights(
         ("the state dict", dict(source)) if isinstance(source, Mapping) else (str(source), _read(Path(source)))
     )
     if is_torchvision(state):
-        state = from_torchvision(state, model.config)
+        state = from_torchvision(state, model.config, norm_eps)
     expected = model.state_dict()
     reshaped = [key for key in expected if key in state and state[key].shape != expected[key].shape]
     missing = [key for key in expected if key not in state]

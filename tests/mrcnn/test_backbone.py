@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from mrcnn.backbone import FrozenBatchNorm2d, ResNet
+from mrcnn.backbone import FrozenBatchNorm2d, GroupNorm, ResNet
 from mrcnn.fpn import FPN
 
 
@@ -91,6 +91,21 @@ def test_fresh_blocks_of_group_norm_are_their_shortcuts(depth: Literal[18, 50]) 
     x = torch.rand(1, 64 if depth == 18 else 256, 8, 8)
     conv, norm = stage[0].downsample
     torch.testing.assert_close(stage(x), F.relu(norm(conv(x))))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_group_norm_is_pytorchs_and_keeps_channels_last(channels_last: bool) -> None:
+    ours, theirs = GroupNorm(4, 12).double(), nn.GroupNorm(4, 12).double()
+    randomise(theirs, seed=5)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 12, 5, 6, dtype=torch.float64, requires_grad=True)
+    result = ours(x.contiguous(memory_format=torch.channels_last) if channels_last else x)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    expected = theirs(x)
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+    grad = torch.randn_like(expected)
+    (seen,), (wanted,) = torch.autograd.grad(result, x, grad), torch.autograd.grad(expected, x, grad)
+    torch.testing.assert_close(seen, wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [(16, 24), (19, 13)])

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mrcnn import MaskRCNN, build_model, load_weights
+from mrcnn.backbone import FrozenBatchNorm2d
 from mrcnn.engine.checkpoint import CheckpointError, model_info, save_checkpoint
 
 Build = Callable[..., MaskRCNN]
@@ -57,6 +58,33 @@ def assert_holds(model: MaskRCNN, expected: dict[str, Tensor]) -> None:
         assert torch.equal(state[name], value), name
 
 
+def _norms(state: dict[str, Tensor]) -> list[str]:
+    return [name.removesuffix("running_var") for name in state if name.endswith("running_var")]
+
+
+def test_frozen_norms_keep_the_epsilon_they_were_trained_with(their_state: dict[str, Tensor]) -> None:
+    """torchvision's published file is of a time without an epsilon, and its builder sets it to 0 for that file."""
+    tiny = {f"{norm}running_var": their_state[f"{norm}running_var"] * 1e-6 for norm in _norms(their_state)}
+    state = {**their_state, **tiny}
+    names = {"": "backbone.bn1.", "layer1.0.": "backbone.stages.0.0.bn1."}
+    for source, arguments, eps in (
+        (legacy(state), {}, 0.0),
+        (state, {}, 1e-5),
+        (state, {"norm_eps": 0.0}, 0.0),
+        (legacy(state), {"norm_eps": 1e-3}, 1e-3),
+    ):
+        model = ours()
+        load_weights(model, source, **arguments)
+        for place, name in names.items():
+            norm = model.get_submodule(name[:-1])
+            assert isinstance(norm, FrozenBatchNorm2d)
+            weight, variance = (
+                state[f"backbone.body.{place}bn1.{kind}"].double() for kind in ("weight", "running_var")
+            )
+            expected = weight / torch.sqrt(variance + eps)
+            torch.testing.assert_close(norm.scale_and_shift()[0].double(), expected, rtol=1e-6, atol=0)
+
+
 def test_every_value_of_torchvisions_arrives(their_state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     def sums(state: dict[str, Tensor]) -> list[float]:
         return sorted(round(value.double().sum().item(), 6) for value in state.values())
@@ -75,7 +103,7 @@ def test_legacy_names(their_state: dict[str, Tensor], expected: dict[str, Tensor
     )
     build_peer(num_classes=CLASSES).load_state_dict(state)  # torchvision itself still reads these names
     model = ours()
-    load_weights(model, state)
+    load_weights(model, state, norm_eps=1e-5)
     assert_holds(model, expected)
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.models.detection.roi_heads import fastrcnn_loss
-from torchvision.ops import box_iou
+from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 from mrcnn import PRESETS
 from mrcnn.config import ModelConfig
@@ -198,9 +198,11 @@ def test_mask_branch_computes_the_wanted_class_only_and_rightly() -> None:
     features = [torch.rand(1, 8, 32 >> level, 40 >> level, dtype=torch.float64) for level in range(4)]
     rois = torch.tensor([[0, 5.0, 6.0, 90.0, 70.0], [0, 1, 1, 20, 30]], dtype=torch.float64)
     labels = torch.tensor([3, 1])
-    kept: list[Tensor] = []
-    handle = branch.up.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    nn.init.normal_(branch.up.bias)
     result = branch(features, rois, labels)
-    handle.remove()
-    every_class = branch.logits(F.relu(kept[0]))
+    pool = MultiScaleRoIAlign(["0", "1", "2", "3"], 14, 2)
+    x = pool(dict(zip("0123", features, strict=True)), [rois[:, 1:]], [(128, 160)])
+    for conv in branch.convs:
+        x = F.relu(conv(x))
+    every_class = branch.logits(F.relu(branch.up(x)))
     torch.testing.assert_close(result[:, 0], every_class[torch.arange(2), labels], rtol=1e-12, atol=1e-12)
