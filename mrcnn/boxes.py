@@ -54,9 +54,9 @@ def at_least(boxes: Tensor, min_size: float) -> Tensor:
 
 def iou(first: Tensor, second: Tensor) -> Tensor:
     """Intersection over union of each box of first [G, 4] with each of second [N, 4]: [G, N]."""
-    low = torch.maximum(first[:, None, :2], second[:, :2])
-    high = torch.minimum(first[:, None, 2:], second[:, 2:])
-    width, height = (high - low).clamp_(min=0).unbind(2)
-    intersection = width * height
-    area_first, area_second = ((boxes[:, 2:] - boxes[:, :2]).prod(dim=1) for boxes in (first, second))
-    return intersection / (area_first[:, None] + area_second - intersection)
+    x1, y1, x2, y2 = first[..., None].unbind(1)
+    u1, v1, u2, v2 = second.t().contiguous()
+    width = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1)).clamp_(min=0)
+    intersection = torch.minimum(y2, v2).sub_(torch.maximum(y1, v1)).clamp_(min=0).mul_(width)
+    areas = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1)
+    return intersection.div_(areas.sub_(intersection))

@@ -79,7 +79,7 @@ def train(arguments: Train, console: Console) -> None:
     experiment.run(
         experiment.Experiment(
             preset=arguments.model,
-            recipe=_changed(recipe_for(len(training)), arguments.model, vars(arguments)),
+            recipe=_changed(recipe_for(training, arguments.model), arguments.model, vars(arguments)),
             training=training,
             validation=validation,
             out=out,

@@ -5,13 +5,16 @@ Everything here is data. A recipe is a starting point that a person overrides on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from statistics import median
 from types import MappingProxyType
 from typing import Any, Literal
 
-from mrcnn.data import Augmentation
+from mrcnn.data import Augmentation, InstanceDataset
 from mrcnn.engine.precision import Precision
+from mrcnn.presets import PRESETS
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe(
         name="small",
         largest=2_000,
-        train=TrainConfig(steps=400, batch_size=2, lr=1.5e-3, warmup_steps=30),
+        train=TrainConfig(steps=500, batch_size=1, lr=1.5e-3, warmup_steps=30),
         augmentation=Augmentation(),
     ),
     Recipe(  # the paper's schedule, its learning rate scaled from 16 images a step to 2
@@ -138,7 +141,41 @@ RECIPES: tuple[Recipe, ...] = (
     ),
 )
 
+# Objects are easy to outline from this size on: square root of the mask's area, in pixels of the network's input.
+EASY_SIZE = 28
+# Enlarging further adds no detail, only work.
+MOST_ENLARGED = 1.5
+LARGEST_SHORT_SIDE = 800  # the paper's
+EPOCHS = 5
 
-def recipe_for(images: int) -> Recipe:
-    """The recipe for a data set of so many images: the first one that is large enough."""
-    return next(recipe for recipe in RECIPES if images <= recipe.largest)
+
+def recipe_for(dataset: InstanceDataset, preset: str) -> Recipe:
+    """The recipe for a data set: by its number of images, and with an input size by the size of its objects.
+
+    Small data sets are seen at least `EPOCHS` times. Their images are enlarged beyond the preset's `min_size` where
+    otherwise half of the objects would be smaller than `EASY_SIZE`.
+    """
+    recipe = next(recipe for recipe in RECIPES if len(dataset) <= recipe.largest)
+    if recipe is RECIPES[-1]:
+        return recipe
+    steps = max(recipe.train.steps, EPOCHS * len(dataset) // recipe.train.batch_size)
+    config, min_size = PRESETS[preset], _easy_min_size(dataset)
+    model = dict(recipe.model)
+    if min_size > config.min_size:
+        model |= {"min_size": min_size, "max_size": round(min_size * config.max_size / config.min_size)}
+    return replace(recipe, train=replace(recipe.train, steps=steps), model=model)
+
+
+def _easy_min_size(dataset: InstanceDataset) -> int:
+    """Length of the images' short side with which half of the objects have `EASY_SIZE`, a multiple of 32."""
+    sizes = [
+        math.sqrt(annotation.area) / min(record.height, record.width)
+        for record in dataset.records
+        for annotation in record.annotations
+        if not annotation.is_crowd
+    ]
+    if not sizes:
+        return 0
+    enlarged = MOST_ENLARGED * median(min(size) for size in dataset.image_sizes)
+    wanted = min(EASY_SIZE / max(median(sizes), 1e-6), enlarged, LARGEST_SHORT_SIDE)
+    return 32 * round(wanted / 32)

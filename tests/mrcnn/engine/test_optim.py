@@ -13,7 +13,7 @@ from mrcnn.engine.optim import (
     optimizer_tensors,
     restore_optimizer,
 )
-from mrcnn.engine.recipes import RECIPES, TrainConfig, recipe_for
+from mrcnn.engine.recipes import TrainConfig
 
 
 def test_cosine_schedule_by_hand():
@@ -119,10 +119,3 @@ def test_a_restored_optimizer_goes_on_as_if_never_stopped(name):
 def test_settings_out_of_range_are_named(name, value):
     with pytest.raises(ValueError, match=f"^{name} is "):
         TrainConfig(**{name: value})
-
-
-def test_every_data_set_has_a_recipe():
-    assert recipe_for(1) is RECIPES[0]
-    assert recipe_for(118_287).train.optimizer == "sgd"
-    assert [r.largest for r in RECIPES] == sorted(r.largest for r in RECIPES)
-    assert RECIPES[-1].largest == math.inf
