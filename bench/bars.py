@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import model_speed, overfit
+from bench import cpu_operations, model_speed, overfit
 from bench.test_data import TEST_DATA
 
 
@@ -63,12 +63,17 @@ def microscopy() -> list[Seen]:
 def photos() -> list[Seen]:
     """Eight photos by heart, and the time of the same steps in torchvision."""
     result = overfit.measure(TEST_DATA / "tiny-coco")
-    share = result.seconds / result.peer_seconds
-    timing = f"{result.seconds:.0f} s and {result.peer_seconds:.0f} s: {share:.2f}"
+    share = result.step_seconds / result.peer_step_seconds
+    timing = f"{result.step_seconds:.2f} s and {result.peer_step_seconds:.2f} s: {share:.2f}"
     return [
         Seen("mask AP on the 8 photos", "at least 0.65", f"{result.ap:.3f}", result.ap >= 0.65),
         Seen("mask AP50", "at least 0.95", f"{result.ap50:.3f}", result.ap50 >= 0.95),
-        Seen(f"{overfit.STEPS} steps, ours and torchvision", "at most 0.5 of the time", timing, share <= 0.5),
+        Seen(
+            f"a step: mean of our {overfit.STEPS}, and of torchvision's {overfit.PEER_STEPS}",
+            "at most 0.5 of the time",
+            timing,
+            share <= 0.5,
+        ),
     ]
 
 
@@ -103,12 +108,33 @@ def inference() -> list[Seen]:
     return [Seen("ours and torchvision's fastest setting", "at most 1 of its time", text, ratio <= 1)]
 
 
+def operations() -> list[Seen]:
+    """Eager operations on the CPU beside torchvision's, in one run."""
+    asked = {
+        "RoIAlign 7x7, forward": 8,
+        "RoIAlign 14x14, forward": 8,
+        "RoIAlign 7x7, forward and backward": 7,
+        "batched_nms of 5 x 2,000 boxes": 2,
+        "paste of 100 masks into 800 x 1333": 5,
+    }
+    return [
+        Seen(
+            pair.name,
+            f"at least {asked[pair.name]} times as fast",
+            f"{pair.ours * 1e3:.1f} ms and {pair.torchvision * 1e3:.1f} ms: {pair.speedup:.1f}",
+            pair.speedup >= asked[pair.name],
+        )
+        for pair in cpu_operations.measure()
+    ]
+
+
 BARS: dict[str, Callable[[], list[Seen]]] = {
     "demo": demo,
     "microscopy": microscopy,
     "photos": photos,
     "evaluator": evaluator,
     "inference": inference,
+    "operations": operations,
 }
 
 

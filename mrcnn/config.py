@@ -41,6 +41,12 @@ class ModelConfig:
     proposals_train: int = 2000
     proposals_test: int = 1000
 
+    # Both branches
+    aligned: bool = False
+    """A pixel's value is that of its centre, half a pixel from its corner: RoIAlign, the targets of masks and pasting
+    heed it, as in Detectron2. Without, as in torchvision, masks are off by about half a pixel, which matters for small
+    objects."""
+
     # Box branch
     roi_fg_iou: float = 0.5
     roi_samples: int = 512

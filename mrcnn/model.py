@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kernels.paste_masks import Rule
 from mrcnn.backbone import ResNet
 from mrcnn.config import ModelConfig
 from mrcnn.fpn import FPN
@@ -75,7 +76,8 @@ class MaskRCNN(nn.Module):
         trim = batch.images.device.type == "cpu"
         if not self.training:
             detections, crops = self.detect(batch, trim=trim)
-            return to_images(detections, crops, batch, mask_format)
+            rule: Rule = "centers" if self.config.aligned else "torchvision"
+            return to_images(detections, crops, batch, mask_format, rule)
         if targets is None:
             raise ValueError("targets is None; a model in training needs one for each image (or call model.eval())")
         return self.losses(batch, make_targets(targets, batch, self.config.num_classes), trim=trim)

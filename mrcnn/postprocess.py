@@ -8,13 +8,16 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from kernels import paste_masks
+from kernels.paste_masks import Rule
 from mrcnn.preprocess import Batch
 from mrcnn.roi_heads import Detections
 
 MaskFormat = Literal["prob", "bool", "rle", "crop"]
 
 
-def to_images(detections: Detections, crops: Tensor, batch: Batch, mask_format: MaskFormat) -> list[dict[str, Any]]:
+def to_images(
+    detections: Detections, crops: Tensor, batch: Batch, mask_format: MaskFormat, rule: Rule = "torchvision"
+) -> list[dict[str, Any]]:
     """One dict an image with boxes [D, 4], labels [D], scores [D] and masks; D is the number of real detections.
 
     Args:
@@ -23,6 +26,7 @@ def to_images(detections: Detections, crops: Tensor, batch: Batch, mask_format: 
         batch: holds the sizes of the images.
         mask_format: "prob": [D, 1, H, W] probabilities; "bool": [D, H, W], probability above one half; "rle": D COCO
             run-length encodings of the latter; "crop": [D, M, M] probabilities within each box.
+        rule: how masks are pasted, see `kernels.paste_masks`.
 
     Raises:
         ValueError: `mask_format` is none of these.
@@ -40,23 +44,25 @@ def to_images(detections: Detections, crops: Tensor, batch: Batch, mask_format: 
                 "boxes": boxes,
                 "labels": detections.labels[image, :count],
                 "scores": detections.scores[image, :count],
-                "masks": _format_masks(crops[image, :count], boxes, (height, width), mask_format),
+                "masks": _format_masks(crops[image, :count], boxes, (height, width), mask_format, rule),
             }
         )
     return results
 
 
 def _format_masks(
-    crops: Tensor, boxes: Tensor, size: tuple[int, int], mask_format: MaskFormat
+    crops: Tensor, boxes: Tensor, size: tuple[int, int], mask_format: MaskFormat, rule: Rule
 ) -> Tensor | list[dict[str, Any]]:
     if mask_format == "crop":
         return crops
     if mask_format == "prob":
-        return paste_masks(crops, boxes, size, threshold=None)[:, None]
+        return paste_masks(crops, boxes, size, threshold=None, rule=rule)[:, None]
     if mask_format == "bool":
-        return paste_masks(crops, boxes, size)
+        return paste_masks(crops, boxes, size, rule=rule)
     # Whole masks one at a time: a hundred of a large photo would fill the memory.
-    return [encode(paste_masks(crop[None], box[None], size)[0]) for crop, box in zip(crops, boxes, strict=True)]
+    return [
+        encode(paste_masks(crop[None], box[None], size, rule=rule)[0]) for crop, box in zip(crops, boxes, strict=True)
+    ]
 
 
 def encode(mask: Tensor) -> dict[str, Any]:

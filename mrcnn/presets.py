@@ -13,11 +13,12 @@ PRESETS: Mapping[str, ModelConfig] = MappingProxyType(
             ModelConfig(name="mask_rcnn_r50_fpn"),
             # Trains from scratch on small data and small machines: group norm needs neither pretrained statistics nor
             # large batches; images of a third of the usual side have smaller objects and need fewer RoIs, and half
-            # the width is enough for a few classes.
+            # the width is enough for a few classes. Half a pixel counts where objects are small.
             ModelConfig(
                 name="mask_rcnn_r18_fpn_gn",
                 resnet_depth=18,
                 norm="group",
+                aligned=True,
                 min_size=288,
                 max_size=512,
                 fpn_channels=128,

@@ -72,7 +72,7 @@ class BoxBranch(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.pool = config.box_pool
+        self.pool, self.aligned = config.box_pool, config.aligned
         # Features come with channels last, so a RoI is flattened as (y, x, channel).
         self.fc6 = nn.Linear(config.fpn_channels * config.box_pool**2, config.box_hidden)
         self.fc7 = nn.Linear(config.box_hidden, config.box_hidden)
@@ -86,7 +86,7 @@ class BoxBranch(nn.Module):
 
     def forward(self, features: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
         """Pyramid P2 to P5 and rois [K, 5]; class logits [K, classes] and offsets [K, classes, 4]."""
-        pooled = multiscale_roi_align(features, rois, self.pool, _SCALES)
+        pooled = multiscale_roi_align(features, rois, self.pool, _SCALES, aligned=self.aligned)
         hidden = F.relu(self.fc6(pooled.permute(0, 2, 3, 1).flatten(1)))
         hidden = F.relu(self.fc7(hidden))
         offsets: Tensor = self.offsets(hidden)
@@ -98,7 +98,7 @@ class MaskBranch(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.pool = config.mask_pool
+        self.pool, self.aligned = config.mask_pool, config.aligned
         channels = [config.fpn_channels, *[config.mask_channels] * config.mask_convs]
         self.convs = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(channels))
         self.up = nn.ConvTranspose2d(channels[-1], config.mask_channels, 2, stride=2)
@@ -113,7 +113,7 @@ class MaskBranch(nn.Module):
 
         The last 1x1 convolution is computed for the wanted class only: all classes would be 80 times the result.
         """
-        x = multiscale_roi_align(features, rois, self.pool, _SCALES)
+        x = multiscale_roi_align(features, rois, self.pool, _SCALES, aligned=self.aligned)
         for conv in self.convs:
             x = F.relu(conv(x), inplace=True)
         # A 2x2 transposed convolution with stride 2 makes four pixels of each one: a matrix product over pixels. They
@@ -194,7 +194,9 @@ class RoIHeads(nn.Module):
             # No objects: a zero that still belongs to the branch's graph, as distributed training wants.
             return torch.stack([parameter.sum() * 0.0 for parameter in self.mask.parameters()]).sum()
         logits = self.mask(features, positives.rois, positives.labels)
-        return mask_loss(logits, positives.labels, positives.rois[:, 1:], masks, positives.gt_index, positives.weights)
+        # `mask_loss` takes a pixel's value to be at its corner.
+        boxes = positives.rois[:, 1:] - (0.5 if self.config.aligned else 0.0)
+        return mask_loss(logits, positives.labels, boxes, masks, positives.gt_index, positives.weights)
 
     @torch.no_grad()
     def detect(self, features: list[Tensor], proposals: Proposals, batch: Batch) -> Detections:

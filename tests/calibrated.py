@@ -27,11 +27,11 @@ def build_peer(**changes: Any) -> MaskRCNN:
 
 
 @torch.no_grad()
-def calibrated_weights(photo: Tensor, seed: int = SEED) -> dict[str, Tensor]:
-    """torchvision's state dict, random weights set to rights on one photo [3, H, W]."""
+def calibrated_weights(photo: Tensor, seed: int = SEED, **changes: Any) -> dict[str, Tensor]:
+    """torchvision's state dict, random weights set to rights on one photo [3, H, W]; changes as in `build_peer`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        peer = build_peer()
+        peer = build_peer(**changes)
     _calibrate_norms(peer, photo)
     images, _ = peer.transform([photo])
     features = peer.backbone(images.tensors)

@@ -56,6 +56,18 @@ def test_formats_of_masks_agree() -> None:
     assert formats["bool"][0]["masks"].any(dim=(1, 2)).all()
 
 
+def test_by_pixel_centres_a_mask_as_large_as_its_box_is_pasted_as_it_is() -> None:
+    size = [(40, 50)]
+    batch = Batch(torch.zeros(1, 3, 64, 64), torch.tensor(size), size, size)
+    found = Detections(torch.tensor([[[7.0, 5.0, 35.0, 33.0]]]), torch.ones(1, 1), torch.ones(1, 1), torch.tensor([1]))
+    crop = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    (result,) = to_images(found, crop, batch, "prob", "centers")
+    torch.testing.assert_close(result["masks"][0, 0, 5:33, 7:35], crop[0, 0], rtol=0, atol=1e-5)
+    whole, rle = (to_images(found, crop, batch, name, "centers")[0]["masks"][0] for name in ("bool", "rle"))
+    assert torch.equal(whole, result["masks"][0, 0] >= 0.5)
+    assert torch.equal(torch.from_numpy(coco_mask.decode(rle)).bool(), whole)
+
+
 def test_an_unknown_format_is_named() -> None:
     with pytest.raises(ValueError, match="mask_format is 'png'; it must be one of"):
         to_images(*detections(), BATCH, "png")

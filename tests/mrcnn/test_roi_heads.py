@@ -9,12 +9,12 @@ from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.models.detection.roi_heads import fastrcnn_loss
-from torchvision.ops import MultiScaleRoIAlign, box_iou
+from torchvision.ops import MultiScaleRoIAlign, box_iou, roi_align
 
 from mrcnn import PRESETS
 from mrcnn.config import ModelConfig
 from mrcnn.preprocess import Batch, Targets
-from mrcnn.roi_heads import RoIHeads
+from mrcnn.roi_heads import MaskRoIs, RoIHeads
 from mrcnn.rpn import Proposals
 
 SIZES = [(120, 160), (96, 133)]
@@ -206,3 +206,28 @@ def test_mask_branch_computes_the_wanted_class_only_and_rightly() -> None:
         x = F.relu(conv(x))
     every_class = branch.logits(F.relu(branch.up(x)))
     torch.testing.assert_close(result[:, 0], every_class[torch.arange(2), labels], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_features_and_mask_targets_are_torchvisions_aligned_or_not(aligned: bool) -> None:
+    config = configured(5, aligned=aligned)
+    heads = RoIHeads(config).double()
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.rand(1, 8, 32 >> level, 40 >> level, generator=generator).double() for level in range(4)]
+    rois = torch.tensor([[0, 5.0, 6.0, 50.0, 47.3], [0, 1.2, 1.7, 30, 20]], dtype=torch.float64)  # both on P2
+    labels = torch.tensor([3, 1])
+    nn.init.normal_(heads.mask.logits.weight, std=3.0)
+    masks = torch.randint(0, 2, (1, 2, 128, 160), generator=generator, dtype=torch.uint8)
+    positives = MaskRoIs(rois, labels, torch.tensor([1, 0]), torch.ones(2))
+    loss = heads._mask_loss(features, positives, masks)
+
+    x = roi_align(features[0], rois, 14, 1 / 4, 2, aligned)
+    for conv in heads.mask.convs:
+        x = F.relu(conv(x))
+    logits = heads.mask.logits(F.relu(heads.mask.up(x)))[torch.arange(2), labels]
+    index = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+    targets = roi_align(masks[0, :, None].double(), torch.cat([index, rois[:, 1:]], dim=1), 28, 1.0, -1, aligned)[:, 0]
+    torch.testing.assert_close(loss, F.binary_cross_entropy_with_logits(logits, targets), rtol=1e-6, atol=0)
+    pooled = roi_align(features[0], rois, 7, 1 / 4, 2, aligned)
+    hidden = F.relu(heads.box.fc7(F.relu(heads.box.fc6(pooled.permute(0, 2, 3, 1).flatten(1)))))
+    torch.testing.assert_close(heads.box(features, rois)[0], heads.box.classes(hidden), rtol=1e-9, atol=1e-9)

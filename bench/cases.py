@@ -1,0 +1,113 @@
+"""Inputs that are measured and verified everywhere: real FPN shapes, and RoIs as a trained RPN proposes them."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+STRIDES = (4, 8, 16, 32)
+SCALES = tuple(1 / stride for stride in STRIDES)
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """A batch of images on the feature pyramid P2 to P5.
+
+    Attributes:
+        images: how many.
+        height: of the padded images, in pixels.
+        width: likewise.
+        channels: of every level.
+    """
+
+    images: int = 2
+    height: int = 800
+    width: int = 1344
+    channels: int = 256
+
+    def shapes(self) -> list[tuple[int, int, int, int]]:
+        """[N, C, H_l, W_l] of each level."""
+        return [(self.images, self.channels, self.height // stride, self.width // stride) for stride in STRIDES]
+
+    def features(self, seed: int = 1, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """Normally distributed features of each level, channels last."""
+        generator = torch.Generator().manual_seed(seed)
+        return [
+            torch.randn(shape, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
+            for shape in self.shapes()
+        ]
+
+
+def proposals(pyramid: Pyramid, per_image: int = 512, clusters: int = 15, seed: int = 4) -> Tensor:
+    """RoIs [K, 5] as a trained RPN proposes them: clustered around objects, many of them small.
+
+    Objects of each image have a log-normal size about 72 pixels and aspect ratio about 1. Proposals belong to a random
+    object and lie about it, their centre off by 0.15 and their size by a factor of about 1.35. RoIs come image by
+    image, in random order within.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(number: int) -> Tensor:
+        return torch.randn(number, generator=generator)
+
+    def uniform(number: int) -> Tensor:
+        return torch.rand(number, generator=generator)
+
+    height, width = pyramid.height, pyramid.width
+    rois = []
+    for image in range(pyramid.images):
+        object_x, object_y = uniform(clusters) * width, uniform(clusters) * height
+        object_size = torch.exp(math.log(72) + normal(clusters)).clamp(16, 600)
+        object_ratio = torch.exp(0.45 * normal(clusters))
+        of = torch.randint(0, clusters, (per_image,), generator=generator)
+        size = (object_size[of] * torch.exp(0.3 * normal(per_image))).clamp(16, 600)
+        ratio = object_ratio[of] * torch.exp(0.2 * normal(per_image))
+        roi_width, roi_height = size * ratio.sqrt(), size / ratio.sqrt()
+        x = object_x[of] + 0.15 * size * normal(per_image)
+        y = object_y[of] + 0.15 * size * normal(per_image)
+        x1, x2 = (x - roi_width / 2).clamp(0, width - 1), (x + roi_width / 2).clamp(0, width)
+        y1, y2 = (y - roi_height / 2).clamp(0, height - 1), (y + roi_height / 2).clamp(0, height)
+        index = torch.full((per_image,), float(image))
+        rois.append(torch.stack([index, x1, y1, torch.maximum(x2, x1 + 1), torch.maximum(y2, y1 + 1)], dim=1))
+    together = torch.cat(rois)
+    together = together[torch.randperm(len(together), generator=generator)]
+    return together[torch.argsort(together[:, 0], stable=True)].contiguous()
+
+
+def levels_of(rois: Tensor) -> Tensor:
+    """Pyramid level of each RoI [K], 0 for P2 (Feature Pyramid Networks, equation 1)."""
+    area = (rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])
+    return torch.floor(4 + torch.log2(area.sqrt() / 224 + 1e-6)).clamp(2, 5).long() - 2
+
+
+def rpn_boxes(segments: int, number: int, seed: int = 5) -> tuple[Tensor, Tensor]:
+    """Boxes [S, N, 4] and scores [S, N] as an RPN gives them to non-maximum suppression, a segment an image and level.
+
+    Sizes double from level to level; of the boxes of a level 60% crowd around 15 objects and the rest are anywhere.
+    Scores descend within a segment and have no meaning.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    def uniform(size: int) -> Tensor:
+        return torch.rand(size, generator=generator)
+
+    clusters, image = 15, torch.tensor([1344.0, 800.0]).repeat(2)
+    boxes = []
+    for segment in range(segments):
+        object_x, object_y = uniform(clusters) * image[0], uniform(clusters) * image[1]
+        object_size = 16 * 2 ** (segment % 5) * torch.exp(0.5 * normal(clusters))
+        of = torch.randint(0, clusters, (number,), generator=generator)
+        anywhere = uniform(number) < 0.4
+        size = object_size[of] * torch.exp(0.12 * normal(number))
+        ratio = torch.exp(0.15 * normal(number))
+        x = torch.where(anywhere, uniform(number) * image[0], object_x[of] + 0.1 * size * normal(number))
+        y = torch.where(anywhere, uniform(number) * image[1], object_y[of] + 0.1 * size * normal(number))
+        half_width, half_height = size * ratio.sqrt() / 2, size / ratio.sqrt() / 2
+        corners = torch.stack([x - half_width, y - half_height, x + half_width, y + half_height], dim=1)
+        boxes.append(torch.minimum(corners.clamp(min=0), image))
+    scores = torch.rand(segments * number, generator=torch.Generator().manual_seed(seed + 1)).view(segments, number)
+    return torch.stack(boxes), scores.sort(dim=1, descending=True).values
