@@ -1,15 +1,23 @@
-"""Greedy non-maximum suppression in blocks.
+"""Greedy non-maximum suppression as a sweep over pairs that lie close together.
 
-Boxes are taken in blocks of descending score. A block is first compared with the boxes kept so far, all at once; what
-is left settles inside the block by repeating "kept are those that no kept one suppresses" until nothing changes, which
-reaches the greedy result because the best box of each chain is settled in each round. Segments of similar size go
-through together. It asks the host for sizes, which is free on a CPU.
+Two boxes whose IoU is above a threshold t start within (1 - t) of a box's width and height of each other, so of all
+pairs only those near each other along x, and then along y, are compared: a sort and a binary search find them. What is
+left is a sparse graph of "suppresses", from higher to lower score. In rounds, boxes that nobody can suppress any more
+stay, what they suppress goes, and the pairs of both are done with. All segments go through together. It asks the host
+for sizes, which is free on a CPU.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-_BLOCK = 128
+# Boxes are compared with so many behind them at a time, and so many boxes at a time: more would leave the caches.
+_WINDOW = 32
+_ROWS = 2**12
+# Rounding of the sweep's bounds, relative to the coordinates; too many pairs do no harm.
+_SLACK = 1e-5
 
 
 def segmented_nms(
@@ -18,23 +26,25 @@ def segmented_nms(
     """See `kernels.segmented_nms`. boxes: [S, N, 4], scores: [S, N]; kept indices [S, max_keep] and counts [S]."""
     segments, size = scores.shape
     keep = torch.full((segments, max_keep), -1, dtype=torch.int64, device=boxes.device)
-    kept_counts = torch.zeros(segments, dtype=torch.int64, device=boxes.device)
     if segments == 0 or size == 0 or max_keep == 0:
-        return keep, kept_counts
+        return keep, torch.zeros(segments, dtype=torch.int64, device=boxes.device)
     compute = torch.promote_types(boxes.dtype, torch.float32)
     if compute == torch.float32:
         iou_threshold = _round_down(iou_threshold)
     present = scores > float("-inf")  # false for NaN too
     if counts is not None:
         present &= torch.arange(size, device=boxes.device) < counts[:, None]
-    sizes = present.sum(dim=1)
-    for group in _groups_of_similar_size(sizes):
-        most = int(sizes[group].max())
-        ranked = torch.where(present[group], scores[group], float("-inf"))
-        order = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, :most]
-        best = boxes[group].gather(1, order[..., None].expand(-1, -1, 4)).to(compute)
-        keep[group], kept_counts[group] = _greedy(best, order, sizes[group], iou_threshold, max_keep)
-    return keep, kept_counts
+    most = int(present.sum(dim=1).max())
+    ranked = torch.where(present, scores, float("-inf"))
+    order = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, :most]
+    present = present.gather(1, order)
+    best = boxes.gather(1, order[..., None].expand(-1, -1, 4)).to(compute)
+    kept = _greedy(best, present, iou_threshold)
+    place = kept.cumsum(dim=1) - 1
+    kept &= place < max_keep
+    segment, rank = torch.nonzero(kept, as_tuple=True)
+    keep[segment, place[segment, rank]] = order[segment, rank]
+    return keep, kept.sum(dim=1)
 
 
 def _round_down(threshold: float) -> float:
@@ -48,56 +58,72 @@ def _round_down(threshold: float) -> float:
     return nearest.item()
 
 
-def _groups_of_similar_size(sizes: Tensor) -> list[Tensor]:
-    """Indices of the segments with boxes, grouped by size within a factor of two."""
-    buckets: dict[int, list[int]] = {}
-    for segment, size in enumerate(sizes.tolist()):
-        if size:
-            buckets.setdefault((size - 1).bit_length(), []).append(segment)
-    return [torch.tensor(group, device=sizes.device) for group in buckets.values()]
+def _greedy(boxes: Tensor, present: Tensor, iou_threshold: float) -> Tensor:
+    """Which of boxes [S, n, 4] by descending score are kept [S, n], of those that are present [S, n]."""
+    winners, losers = _suppressions(boxes, present, iou_threshold)
+    alive = present.flatten()
+    while len(winners):
+        contested = torch.zeros_like(alive)
+        contested[losers] = True
+        final = ~contested[winners]  # nobody is left to suppress these
+        alive[losers[final]] = False
+        open_ = alive[winners] & alive[losers] & ~final
+        winners, losers = winners[open_], losers[open_]
+    return alive.view_as(present)
 
 
-def _greedy(boxes: Tensor, order: Tensor, sizes: Tensor, iou_threshold: float, max_keep: int) -> tuple[Tensor, Tensor]:
-    """Boxes [s, n, 4] by descending score and their indices [s, n], of which the first sizes [s] are present."""
-    segments, most = order.shape
-    capacity = min(max_keep, most)
-    # One slot more than the capacity takes what is not kept.
-    kept_boxes = boxes.new_zeros((segments, capacity + 1, 4))
-    keep = order.new_full((segments, max(max_keep, capacity) + 1), -1)
-    counts = sizes.new_zeros(segments)
-    rank = torch.arange(most, device=boxes.device)
-    for start in range(0, most, _BLOCK):
-        block = boxes[:, start : start + _BLOCK]
-        alive = rank[start : start + _BLOCK] < sizes[:, None]
-        so_far = int(counts.max())
-        if so_far:
-            alive &= ~_suppresses(kept_boxes[:, :so_far], block, iou_threshold).any(dim=1)
-        kept = _settle(alive, _suppresses(block, block, iou_threshold).triu_(diagonal=1))
-        slot = torch.where(kept, counts[:, None] + kept.cumsum(dim=1) - 1, capacity).clamp_(max=capacity)
-        kept_boxes.scatter_(1, slot[..., None].expand(-1, -1, 4), block)
-        keep.scatter_(1, slot, order[:, start : start + _BLOCK])
-        counts = (counts + kept.sum(dim=1)).clamp_(max=capacity)
-        if int(counts.min()) == capacity:
-            break
-    keep[:, capacity] = -1
-    return keep[:, :max_keep], counts
+def _suppressions(boxes: Tensor, present: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """Pairs of flat indices, the better box first, whose IoU is above the threshold."""
+    segments, number = present.shape
+    x1, y1, x2, y2 = boxes.unbind(2)
+    # Only boxes with an area can suppress and be suppressed; a comparison with NaN is false.
+    usable = present & (x2 > x1) & (y2 > y1) & (x2 - x1 < float("inf")) & (y2 - y1 < float("inf"))
+    start = torch.where(usable, x1, float("inf"))
+    start, by_start = torch.sort(start, dim=1)
+    reach = (1 - iou_threshold) * (x2 - x1) + _SLACK * (x1.abs() + x2.abs())
+    stop = torch.where(usable, x1 + reach, float("-inf")).gather(1, by_start)
+    # In the order of x1, the partners of a box are those behind it that start before it reaches too far.
+    partners = torch.searchsorted(start, stop, right=True) - torch.arange(1, number + 1, device=boxes.device)
+    flat = (by_start + number * torch.arange(segments, device=boxes.device)[:, None]).flatten()
+    corners = [each.flatten()[flat].contiguous() for each in (x1, y1, x2, y2)]
+    partners = partners.clamp_(min=0).flatten()
+    winners, losers = [], []
+    for first, second in _near_pairs(corners[1], corners[3], partners, iou_threshold):
+        above = _iou_above(corners, first, second, iou_threshold)
+        a, b = flat[first[above]], flat[second[above]]
+        winners.append(torch.minimum(a, b))
+        losers.append(torch.maximum(a, b))
+    if not winners:
+        return flat[:0], flat[:0]
+    return torch.cat(winners), torch.cat(losers)
 
 
-def _suppresses(first: Tensor, second: Tensor, iou_threshold: float) -> Tensor:
-    """[s, a, b]: whether the IoU of box a of `first` and box b of `second` is above the threshold."""
-    x1, y1, x2, y2 = first[..., None].unbind(2)
-    u1, v1, u2, v2 = second[:, None].unbind(3)
+def _near_pairs(
+    low: Tensor, high: Tensor, partners: Tensor, iou_threshold: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each box and the `partners` [T] boxes behind it, the pairs that are near along the other axis too, in pieces.
+
+    Pairs start within (1 - t) of the longer one's length of each other. Boxes are compared with windows of the boxes
+    behind them, which lie side by side in memory.
+    """
+    reach = (1 - iou_threshold) * (high - low) + _SLACK * (low.abs() + high.abs())
+    behind = torch.arange(_WINDOW, device=low.device)
+    low_windows, reach_windows = (pad(each, (0, _WINDOW)).unfold(0, _WINDOW, 1) for each in (low, reach))
+    for start in range(0, int(partners.max()) if len(partners) else 0, _WINDOW):
+        for first in torch.nonzero(partners > start)[:, 0].split(_ROWS):
+            window = first + (start + 1)
+            distance = low_windows[window].sub_(low[first, None]).abs_()
+            near = distance <= torch.maximum(reach_windows[window], reach[first, None])
+            near &= behind < (partners[first] - start)[:, None]
+            row, column = torch.nonzero(near, as_tuple=True)
+            yield first[row], window[row] + column
+
+
+def _iou_above(corners: list[Tensor], first: Tensor, second: Tensor, iou_threshold: float) -> Tensor:
+    """Which pairs of boxes have an IoU above the threshold [P]."""
+    x1, y1, x2, y2 = (each.index_select(0, first) for each in corners)
+    u1, v1, u2, v2 = (each.index_select(0, second) for each in corners)
     width = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1)).clamp_(min=0)
     intersection = torch.minimum(y2, v2).sub_(torch.maximum(y1, v1)).clamp_(min=0).mul_(width)
-    areas = torch.add((x2 - x1) * (y2 - y1), (u2 - u1) * (v2 - v1), out=width)
+    areas = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1)
     return intersection.div_(areas.sub_(intersection)) > iou_threshold
-
-
-def _settle(alive: Tensor, suppresses: Tensor) -> Tensor:
-    """Greedy choice [s, b] among boxes in descending score; suppresses[s, i, j] is set for i before j only."""
-    kept = alive
-    while True:
-        again = alive & ~(suppresses & kept[:, :, None]).any(dim=1)
-        if torch.equal(again, kept):
-            return kept
-        kept = again
