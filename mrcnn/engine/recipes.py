@@ -109,7 +109,9 @@ AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType(
 DEMO = Recipe(
     name="demo",
     largest=1,
-    train=TrainConfig(steps=280, batch_size=1, lr=2e-3, warmup_steps=30, log_every=10, checkpoint_every=0),
+    train=TrainConfig(
+        steps=300, batch_size=1, lr=1.5e-3, warmup_steps=30, ema_decay=0.97, log_every=10, checkpoint_every=0
+    ),
     augmentation=replace(AUGMENTATIONS["overhead"], crop=(256, 256)),
     model={"min_size": 384, "max_size": 768, "roi_samples": 64},  # the image enlarged by half
 )
@@ -118,7 +120,7 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe(
         name="small",
         largest=2_000,
-        train=TrainConfig(steps=500, batch_size=1, lr=1.5e-3, warmup_steps=30),
+        train=TrainConfig(steps=500, batch_size=1, lr=1.5e-3, warmup_steps=30, ema_decay=0.97),
         augmentation=Augmentation(),
     ),
     Recipe(  # the paper's schedule, its learning rate scaled from 16 images a step to 2
