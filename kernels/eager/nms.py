@@ -98,9 +98,7 @@ def _suppressions(boxes: Tensor, present: Tensor, iou_threshold: float) -> tuple
     return torch.cat(winners), torch.cat(losers)
 
 
-def _near_pairs(
-    low: Tensor, high: Tensor, partners: Tensor, iou_threshold: float
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _near_pairs(low: Tensor, high: Tensor, partners: Tensor, iou_threshold: float) -> Iterator[tuple[Tensor, Tensor]]:
     """Of each box and the `partners` [T] boxes behind it, the pairs that are near along the other axis too, in pieces.
 
     Pairs start within (1 - t) of the longer one's length of each other. Boxes are compared with windows of the boxes
