@@ -68,8 +68,8 @@ def pair(weights: dict[str, Tensor]) -> tuple[TorchvisionMaskRCNN, MaskRCNN]:
     return build_pair(weights, torch.float32, {}, {})
 
 
-# Ten photos on which torchvision's 100 scores are at least 2e-5 apart and its two memory formats agree: elsewhere scores
-# or overlaps can be so close to each other, or to a threshold, that rounding decides between two right answers.
+# Ten photos on which torchvision's 100 scores are at least 2e-5 apart and its two memory formats agree; elsewhere
+# scores or overlaps can be so close to each other, or to a threshold, that rounding decides between two right answers.
 CLEAR_CUT = (37777, 153299, 184791, 239274, 296649, 297343, 397133, 463730, 480985, 511321)
 
 
