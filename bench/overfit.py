@@ -15,7 +15,7 @@ from mrcnn.engine.recipes import TrainConfig, recipe_for
 from mrcnn.engine.train import train
 
 STEPS = 600
-PEER_STEPS = 150  # every step is the same work, so a part of them tells the time of one
+PEER_STEPS = 60  # every step is the same work, so a part of them tells the time of one
 PHOTOS = 8
 BATCH = 2
 PRESET = "mask_rcnn_r18_fpn_gn"
