@@ -76,8 +76,9 @@ def _crop(masks: Tensor, index: Tensor, boxes: Tensor, size: int, sampling_ratio
 def _axis_weights(start: Tensor, length: Tensor, bins: int, sampling_ratio: int, size: int) -> list[tuple[int, Tensor]]:
     """For each box the first pixel that it reaches along an axis and the weights [bins, pixels] from there on."""
     result: list[tuple[int, Tensor]] = [(0, start.new_zeros((bins, 0)))] * start.shape[0]
-    forms, form_of = torch.unique(tap_form(length / bins, sampling_ratio), dim=0, return_inverse=True)
-    for number, (samples, shared) in enumerate(forms.tolist()):
+    forms, form_of = torch.unique(tap_form(length / bins, sampling_ratio), return_inverse=True)
+    for number, form in enumerate(forms.tolist()):
+        samples, shared = divmod(form, 2)
         group = torch.nonzero(form_of == number)[:, 0]
         at, weights = axis_taps(start[group], length[group], bins, samples, bool(shared), size)
         first, last = at.amin(dim=(1, 2)), at.amax(dim=(1, 2))

@@ -1,10 +1,10 @@
-"""Greedy non-maximum suppression as a sweep over pairs that lie close together.
+"""Greedy non-maximum suppression as a sweep along x.
 
-Two boxes whose IoU is above a threshold t start within (1 - t) of a box's width and height of each other, so of all
-pairs only those near each other along x, and then along y, are compared: a sort and a binary search find them. What is
-left is a sparse graph of "suppresses", from higher to lower score. In rounds, boxes that nobody can suppress any more
-stay, what they suppress goes, and the pairs of both are done with. All segments go through together. It asks the host
-for sizes, which is free on a CPU.
+Two boxes whose IoU is above a threshold t start within (1 - t) of a box's width of each other. In the order of their
+left sides, the boxes that one has to be compared with therefore lie side by side in memory, behind it, and a binary
+search finds how many they are. What is left is a sparse graph of "suppresses", from higher to lower score. In rounds,
+boxes that nobody can suppress any more stay, what they suppress goes, and the pairs of both are done with. All segments
+go through together. It asks the host for sizes, which is free on a CPU.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-# Boxes are compared with so many behind them at a time, and so many boxes at a time: more would leave the caches.
-_WINDOW = 32
-_ROWS = 2**12
+# Neighbours that are compared at a time with those behind them: more would leave the caches.
+_ROWS = 512
 # Rounding of the sweep's bounds, relative to the coordinates; too many pairs do no harm.
 _SLACK = 1e-5
 
@@ -85,12 +84,10 @@ def _suppressions(boxes: Tensor, present: Tensor, iou_threshold: float) -> tuple
     # In the order of x1, the partners of a box are those behind it that start before it reaches too far.
     partners = torch.searchsorted(start, stop, right=True) - torch.arange(1, number + 1, device=boxes.device)
     flat = (by_start + number * torch.arange(segments, device=boxes.device)[:, None]).flatten()
-    corners = [each.flatten()[flat].contiguous() for each in (x1, y1, x2, y2)]
-    partners = partners.clamp_(min=0).flatten()
+    corners = boxes.flatten(0, 1)[flat].t().contiguous()
     winners, losers = [], []
-    for first, second in _near_pairs(corners[1], corners[3], partners, iou_threshold):
-        above = _iou_above(corners, first, second, iou_threshold)
-        a, b = flat[first[above]], flat[second[above]]
+    for first, second in _pairs_above(corners, partners.clamp_(min=0).flatten(), iou_threshold):
+        a, b = flat[first], flat[second]
         winners.append(torch.minimum(a, b))
         losers.append(torch.maximum(a, b))
     if not winners:
@@ -98,30 +95,28 @@ def _suppressions(boxes: Tensor, present: Tensor, iou_threshold: float) -> tuple
     return torch.cat(winners), torch.cat(losers)
 
 
-def _near_pairs(low: Tensor, high: Tensor, partners: Tensor, iou_threshold: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of each box and the `partners` [T] boxes behind it, the pairs that are near along the other axis too, in pieces.
+def _pairs_above(corners: Tensor, partners: Tensor, iou_threshold: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs of a box and one of its `partners` [T], which lie behind it, with an IoU above the threshold, in pieces.
 
-    Pairs start within (1 - t) of the longer one's length of each other. Boxes are compared with windows of the boxes
-    behind them, which lie side by side in memory.
+    A few neighbours are compared at a time with a band of the boxes behind each, all of which lie side by side in
+    memory: views, not copies. corners: [4, T] by ascending x1.
     """
-    reach = (1 - iou_threshold) * (high - low) + _SLACK * (low.abs() + high.abs())
-    behind = torch.arange(_WINDOW, device=low.device)
-    low_windows, reach_windows = (pad(each, (0, _WINDOW)).unfold(0, _WINDOW, 1) for each in (low, reach))
-    for start in range(0, int(partners.max()) if len(partners) else 0, _WINDOW):
-        for first in torch.nonzero(partners > start)[:, 0].split(_ROWS):
-            window = first + (start + 1)
-            distance = low_windows[window].sub_(low[first, None]).abs_()
-            near = distance <= torch.maximum(reach_windows[window], reach[first, None])
-            near &= behind < (partners[first] - start)[:, None]
-            row, column = torch.nonzero(near, as_tuple=True)
-            yield first[row], window[row] + column
-
-
-def _iou_above(corners: list[Tensor], first: Tensor, second: Tensor, iou_threshold: float) -> Tensor:
-    """Which pairs of boxes have an IoU above the threshold [P]."""
-    x1, y1, x2, y2 = (each.index_select(0, first) for each in corners)
-    u1, v1, u2, v2 = (each.index_select(0, second) for each in corners)
-    width = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1)).clamp_(min=0)
-    intersection = torch.minimum(y2, v2).sub_(torch.maximum(y1, v1)).clamp_(min=0).mul_(width)
-    areas = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1)
-    return intersection.div_(areas.sub_(intersection)) > iou_threshold
+    most = pad(partners, (0, -len(partners) % _ROWS)).view(-1, _ROWS).amax(dim=1).tolist()
+    padded = pad(corners, (0, max(most, default=0)))
+    areas = (padded[2] - padded[0]) * (padded[3] - padded[1])
+    number = torch.arange(len(partners), device=partners.device)
+    for start, width in zip(range(0, len(partners), _ROWS), most, strict=True):
+        if width == 0:
+            continue
+        rows = slice(start, min(start + _ROWS, len(partners)))
+        (_, y1, x2, y2), area = corners[:, rows, None], areas[rows, None]
+        band = padded[:, start + 1 :].unfold(1, width, 1)[:, : y1.shape[0]]
+        overlap = torch.minimum(band[2], x2).sub_(band[0])  # the partner starts later
+        height = torch.minimum(band[3], y2).sub_(torch.maximum(band[1], y1)).clamp_(min=0)
+        overlap.mul_(height)
+        union = torch.add(areas[start + 1 :].unfold(0, width, 1)[: y1.shape[0]], area, out=height).sub_(overlap)
+        above = overlap.div_(union) > iou_threshold
+        above &= number[:width] < partners[rows, None]
+        row, column = torch.nonzero(above, as_tuple=True)
+        row += start
+        yield row, column.add_(row).add_(1)

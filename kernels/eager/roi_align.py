@@ -42,7 +42,7 @@ def roi_align(
             sums = embedding_bag(pixels, rows, per_sample_weights=weights.to(compute), mode="sum")
             pooled[some] = sums.view(-1, *output_size, channels)
         untouched[bags.rois] = False
-    pooled[untouched] = 0
+    pooled.index_fill_(0, torch.nonzero(untouched)[:, 0], 0)
     result = pooled.to(features[0].dtype).permute(0, 3, 1, 2)
     return result.contiguous() if features[0].is_contiguous() else result
 
@@ -129,32 +129,61 @@ def _bags(
     """Every RoI that can reach a pixel, grouped by level, number of samples and form of the taps."""
     levels = _levels(rois, spatial_scales, canonical_scale, canonical_level)
     finite = torch.isfinite(rois[:, 3:] - rois[:, 1:3]).all(dim=1)
-    usable = finite & (rois[:, 0] >= 0) & (rois[:, 0] < shapes[0][0])
-    for level, (_, _, height, width) in enumerate(shapes):
-        chosen = torch.nonzero(usable & (levels == level))[:, 0]
-        if chosen.numel() == 0:
-            continue
-        image = rois[chosen, 0].long()
-        x1, y1, x2, y2 = (rois[chosen, 1:] * spatial_scales[level] - (0.5 if aligned else 0.0)).unbind(1)
-        roi_width, roi_height = x2 - x1, y2 - y1
-        if not aligned:
-            roi_width, roi_height = roi_width.clamp(min=1.0), roi_height.clamp(min=1.0)
-        y_form, x_form = (
-            tap_form(length / bins, sampling_ratio)
-            for length, bins in zip((roi_height, roi_width), output_size, strict=True)
-        )
-        forms, form_of = torch.unique(torch.cat([y_form, x_form], dim=1), dim=0, return_inverse=True)
-        for number, (y_samples, y_shared, x_samples, x_shared) in enumerate(forms.tolist()):
-            if y_samples <= 0 or x_samples <= 0:
-                continue  # a negative size has no adaptive samples
-            group = torch.nonzero(form_of == number)[:, 0]
-            y, wy = axis_taps(y1[group], roi_height[group], output_size[0], y_samples, bool(y_shared), height)
-            x, wx = axis_taps(x1[group], roi_width[group], output_size[1], x_samples, bool(x_shared), width)
-            start = (image[group] * height * width).view(-1, 1, 1, 1, 1)
-            pixels = start + (y * width)[:, :, None, :, None] + x[:, None, :, None, :]
-            weights = wy[:, :, None, :, None] * wx[:, None, :, None, :]
-            taps = y.shape[2] * x.shape[2]
-            yield _Bags(level, chosen[group], pixels.view(-1, taps), weights.view(-1, taps))
+    usable = finite & (rois[:, 0] >= 0) & (rois[:, 0] < shapes[0][0]) & (levels >= 0)
+    chosen = torch.nonzero(usable)[:, 0]
+    if chosen.numel() == 0:
+        return
+    image, level = rois[chosen, 0].long(), levels[chosen]
+    scales = rois.new_tensor(spatial_scales)[level]
+    height, width = torch.tensor([shape[2:] for shape in shapes], device=rois.device)[level].unbind(1)
+    x1, y1, x2, y2 = (rois[chosen, 1:] * scales[:, None] - (0.5 if aligned else 0.0)).unbind(1)
+    roi_width, roi_height = x2 - x1, y2 - y1
+    if not aligned:
+        roi_width, roi_height = roi_width.clamp(min=1.0), roi_height.clamp(min=1.0)
+    y_taps = _AxisTaps(y1, roi_height, output_size[0], sampling_ratio, height)
+    x_taps = _AxisTaps(x1, roi_width, output_size[1], sampling_ratio, width)
+    first_row = image * height * width
+    index = torch.int32 if max(shape[0] * shape[2] * shape[3] for shape in shapes) < 2**31 else torch.int64
+    kind_of = (level * len(y_taps) + y_taps.form_of) * len(x_taps) + x_taps.form_of
+    for kind in torch.unique(kind_of).tolist():
+        (of_level, y_form), x_form = divmod(kind // len(x_taps), len(y_taps)), kind % len(x_taps)
+        group = torch.nonzero(kind_of == kind)[:, 0]
+        y, wy = y_taps.of(group, y_form)
+        x, wx = x_taps.of(group, x_form)
+        taps = y.shape[2] * x.shape[2]
+        if taps == 0:
+            continue  # a negative size has no adaptive samples
+        row = y.mul_(shapes[of_level][3]).add_(first_row[group].view(-1, 1, 1)).to(index)
+        pixels = row[:, :, None, :, None] + x.to(index)[:, None, :, None, :]
+        weights = wy[:, :, None, :, None] * wx[:, None, :, None, :]
+        yield _Bags(of_level, chosen[group], pixels.view(-1, taps), weights.view(-1, taps))
+
+
+class _AxisTaps:
+    """Positions and weights of all RoIs along one axis, made together for those with the same form of taps.
+
+    Attributes:
+        form_of: number of each RoI's form [k].
+    """
+
+    def __init__(self, start: Tensor, length: Tensor, bins: int, sampling_ratio: int, size: Tensor) -> None:
+        forms, self.form_of = torch.unique(tap_form(length / bins, sampling_ratio), return_inverse=True)
+        self._place = torch.empty_like(self.form_of)  # of each RoI among those of its form
+        self._taps = []
+        for number, form in enumerate(forms.tolist()):
+            samples, shared = divmod(form, 2)
+            members = torch.nonzero(self.form_of == number)[:, 0]
+            self._place[members] = torch.arange(len(members), device=members.device)
+            self._taps.append(axis_taps(start[members], length[members], bins, samples, bool(shared), size[members]))
+
+    def __len__(self) -> int:
+        return len(self._taps)
+
+    def of(self, group: Tensor, form: int) -> tuple[Tensor, Tensor]:
+        """Positions and weights [k, bins, taps] of some RoIs of one form."""
+        positions, weights = self._taps[form]
+        place = self._place[group]
+        return positions[place], weights[place]
 
 
 def _levels(rois: Tensor, spatial_scales: list[float], canonical_scale: float, canonical_level: int) -> Tensor:
@@ -168,33 +197,41 @@ def _levels(rois: Tensor, spatial_scales: list[float], canonical_scale: float, c
 
 
 def tap_form(bin_size: Tensor, sampling_ratio: int) -> Tensor:
-    """[k, 2]: samples a bin along an axis, and whether they lie at most a pixel apart and so can share taps."""
+    """Twice the samples of a bin along an axis, plus 1 if they lie at most a pixel apart and so can share taps [k]."""
     if sampling_ratio > 0:
         samples = torch.full_like(bin_size, sampling_ratio)
     else:
         samples = torch.ceil(bin_size)
-    return torch.stack([samples, (bin_size.abs() <= samples).to(samples.dtype)], dim=1).long()
+    return 2 * samples.long() + (bin_size.abs() <= samples)
 
 
-def axis_taps(start: Tensor, length: Tensor, bins: int, samples: int, shared: bool, size: int) -> tuple[Tensor, Tensor]:
-    """Positions and weights [k, bins, taps] that average the bilinear samples of each bin along one axis."""
+def axis_taps(
+    start: Tensor, length: Tensor, bins: int, samples: int, shared: bool, size: Tensor | int
+) -> tuple[Tensor, Tensor]:
+    """Positions and weights [k, bins, taps] that average the bilinear samples of each bin along one axis.
+
+    `size` is that of the map along the axis, one for all or one for each RoI.
+    """
+    sizes = torch.as_tensor(size, device=start.device)
+    largest, last = int(sizes.max()), (sizes - 1).view(-1, 1, 1)
+    samples = max(samples, 0)
     bin_size = (length / bins).view(-1, 1, 1)
     bin_index = torch.arange(bins, device=start.device, dtype=start.dtype).view(1, -1, 1)
     bin_start = start.view(-1, 1, 1) + bin_index * bin_size
-    most = 2 * size + 4  # samples more than half a pixel apart on the map; of an enormous box only these are visited
+    most = 2 * largest + 4  # samples more than half a pixel apart on the map; of an enormous box only these are visited
     enormous = samples > most and bool((bin_size > samples / 2).all())
     sample_index = torch.arange(most if enormous else samples, device=start.device, dtype=start.dtype)
     if enormous:
         sample_index = sample_index + torch.floor((-1 - bin_start) / (bin_size / samples) - 1).clamp(0, samples - most)
     at = bin_start + (sample_index + 0.5) * bin_size / samples
-    inside = ((at >= -1) & (at <= size)).to(at.dtype) / samples
-    at = at.clamp(0, size - 1)
+    inside = ((at >= -1) & (at <= last + 1)).to(at.dtype) / samples
+    at = torch.minimum(at.clamp(min=0), last.to(at.dtype))
     low = torch.floor(at)
-    if shared:  # consecutive pixels; each sample weighs them by its tent function
-        taps = low.amin(dim=2, keepdim=True) + torch.arange(min(samples + 1, size), device=at.device, dtype=at.dtype)
+    if shared and samples > 0:  # consecutive pixels; each sample weighs them by its tent function
+        taps = low.amin(dim=2, keepdim=True) + torch.arange(min(samples + 1, largest), device=at.device, dtype=at.dtype)
         tents = (1 - (taps[..., None] - at[..., None, :]).abs()).clamp(min=0)
         weights = (tents * inside[..., None, :]).sum(dim=3)
     else:
         taps = torch.cat([low, low + 1], dim=2)
         weights = torch.cat([(1 - (at - low)) * inside, (at - low) * inside], dim=2)
-    return taps.clamp(max=size - 1).long(), weights
+    return torch.minimum(taps.long(), last), weights
