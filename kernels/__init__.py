@@ -5,17 +5,24 @@ Where torchvision.ops has a function, the one here has its name, arguments and r
 
 from kernels.dispatch import use
 from kernels.mask_loss import mask_loss
+from kernels.mask_predict import mask_predict, mask_predict_loss
+from kernels.match_boxes import match_boxes
 from kernels.nms import batched_nms, nms, segmented_nms
 from kernels.paste_masks import paste_masks
 from kernels.roi_align import multiscale_roi_align, roi_align
+from kernels.roi_pool import roi_pool
 
 __all__ = [
     "batched_nms",
     "mask_loss",
+    "mask_predict",
+    "mask_predict_loss",
+    "match_boxes",
     "multiscale_roi_align",
     "nms",
     "paste_masks",
     "roi_align",
+    "roi_pool",
     "segmented_nms",
     "use",
 ]

@@ -1,5 +1,13 @@
-"""RoIs grouped by the (level, image) that they lie on, on the device and at sizes that the host knows."""
+"""RoIs grouped by the tile of the map that they reach, on the device and at sizes that the host knows.
 
+A first kernel finds each RoI's (level, image), its sampling grid and the pixels that it can reach. A stable sort of K
+keys brings the RoIs of a (level, image) together. A program for each tile then tests the RoIs of its own (level,
+image) and keeps a bit for each, in a row of ceil(K / 32) words: room for any RoIs, of which a tile uses as many as
+its (level, image) has. Nothing waits for the device, and nothing overflows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,32 +16,61 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import tuning
+from kernels.gpu.language import bitwise_or
 from kernels.gpu.roi_geometry import load_roi
 
-BLOCK = 128
+BLOCK = 128  # RoIs of a program
+TILE = 8  # rows and columns of a tile
+GROUP = 32  # RoIs of a word of a tile's members
+WORDS = 4  # that a program makes at a time
+
+
+@dataclass(frozen=True)
+class TileBuckets:
+    """Which RoIs reach which tile. Tiles count level after level, image after image, row after row.
+
+    Attributes:
+        order: [K] RoIs by level, then image, then index; those without a gradient last.
+        begin: [LEVELS * N + 1] where in `order` each (level, image) begins.
+        rank: [tiles] tiles by falling count.
+        place: [tiles, 4] level, image, first row and first column.
+        count: [tiles] RoIs that reach the tile.
+        members: [tiles, words] bit i of word w is set if the RoI at begin + w * GROUP + i in `order` reaches the tile.
+        window: [4, K] first and last row, first and last column that each RoI reaches; first > last: none.
+        grid: [K, 10] start, bin, samples, step and extent along y, then along x, of each RoI (see `sampling_grid`).
+    """
+
+    order: Tensor
+    begin: Tensor
+    rank: Tensor
+    place: Tensor
+    count: Tensor
+    members: Tensor
+    window: Tensor
+    grid: Tensor
+
+
+def count_tiles(shapes: Sequence[tuple[int, int, int, int]]) -> int:
+    """Tiles of all levels and images."""
+    return sum(images * triton.cdiv(height, TILE) * triton.cdiv(width, TILE) for images, _, height, width in shapes)
 
 
 def bucket_rois(
-    rois: Tensor, levels: dict[str, Any], pooling: dict[str, Any], aligned: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rois: Tensor, levels: Mapping[str, Any], tiles: int, pooling: Mapping[str, Any], aligned: bool
+) -> TileBuckets:
     """Groups RoIs for a gather over pixels, without waiting for the device.
 
     Args:
         rois: [K, 5], contiguous.
         levels: see `level_tables`.
+        tiles: see `count_tiles`.
         pooling: POOLED_H, POOLED_W and RATIO.
         aligned: as in `roi_align`.
-
-    Returns:
-        order [K]: RoIs by level, then image, then index; those without a gradient last.
-        begin [LEVELS * N + 1]: where in order each (level, image) begins.
-        window [K, 4]: first and last row, first and last column that each RoI reaches; first > last: none.
-        grid [K, 8]: start, bin, samples and step along y, then along x, of each RoI (see `sampling_grid`).
     """
     num_rois = rois.shape[0]
     segment = rois.new_empty(num_rois, dtype=torch.int32)
-    window = rois.new_empty((num_rois, 4), dtype=torch.int32)
-    grid = rois.new_empty((num_rois, 8))
+    window = rois.new_empty((4, num_rois), dtype=torch.int32)
+    grid = rois.new_empty((num_rois, 10))
     tuning.launch(
         _window_kernel,
         (triton.cdiv(num_rois, BLOCK),),
@@ -47,15 +84,34 @@ def bucket_rois(
     segment, order = torch.sort(segment, stable=True)
     segments = levels["LEVELS"] * levels["num_images"] + 1
     begin = torch.searchsorted(segment, torch.arange(segments, dtype=torch.int32, device=rois.device))
-    return order, begin, window, grid
+    words = triton.cdiv(num_rois, GROUP)
+    place = rois.new_empty((tiles, 4), dtype=torch.int32)
+    count = rois.new_empty(tiles, dtype=torch.int32)
+    members = rois.new_empty((tiles, words), dtype=torch.int32)
+    tuning.launch(
+        _tile_kernel,
+        (tiles,),
+        (order, begin, window, place, count, members),
+        levels=levels["levels"],
+        num_images=levels["num_images"],
+        num_rois=num_rois,
+        words=words,
+        LEVELS=levels["LEVELS"],
+        TILE=TILE,
+        GROUP=GROUP,
+        WORDS=WORDS,
+        num_warps=1,
+    )
+    rank = torch.sort(count, descending=True, stable=True)[1]
+    return TileBuckets(order, begin, rank, place, count, members, window, grid)
 
 
 @triton.jit(do_not_specialize=["num_images", "num_rois"])
 def _window_kernel(
     rois_ptr,  # [K, 5]
     segment_ptr,  # [K] level * N + image, or LEVELS * N where there is no gradient
-    window_ptr,  # [K, 4] first and last row, first and last column that the RoI reaches; first > last: none
-    grid_ptr,  # [K, 8] start, bin, samples and step along y, then along x (see `sampling_grid`)
+    window_ptr,  # [4, K] first and last row, first and last column that the RoI reaches; first > last: none
+    grid_ptr,  # [K, 2, 5] start, bin, samples, step and extent along y, then along x (see `sampling_grid`)
     levels,  # heights, widths, scales and least areas of boxes, see `level_tables`
     num_images,
     num_rois,
@@ -78,13 +134,13 @@ def _window_kernel(
     tl.store(segment_ptr + roi, segment, mask=inside)
     y_low, y_high = _reach(y_grid, POOLED_H)
     x_low, x_high = _reach(x_grid, POOLED_W)
-    tl.store(window_ptr + row * 4, y_low, mask=inside)
-    tl.store(window_ptr + row * 4 + 1, y_high, mask=inside)
-    tl.store(window_ptr + row * 4 + 2, x_low, mask=inside)
-    tl.store(window_ptr + row * 4 + 3, x_high, mask=inside)
-    for i in tl.static_range(4):
-        tl.store(grid_ptr + row * 8 + i, y_grid[i], mask=inside)
-        tl.store(grid_ptr + row * 8 + 4 + i, x_grid[i], mask=inside)
+    tl.store(window_ptr + row, y_low, mask=inside)
+    tl.store(window_ptr + num_rois + row, y_high, mask=inside)
+    tl.store(window_ptr + 2 * num_rois + row, x_low, mask=inside)
+    tl.store(window_ptr + 3 * num_rois + row, x_high, mask=inside)
+    for i in tl.static_range(5):
+        tl.store(grid_ptr + row * 10 + i, y_grid[i], mask=inside)
+        tl.store(grid_ptr + row * 10 + 5 + i, x_grid[i], mask=inside)
 
 
 @triton.jit
@@ -97,3 +153,66 @@ def _reach(grid, BINS: tl.constexpr):
     first = tl.minimum(tl.maximum(low, 0.0), extent - 1.0).to(tl.int32)
     last = tl.minimum(tl.maximum(high, 0.0), extent - 1.0).to(tl.int32) + 1
     return first, tl.where(outside, -1, last)
+
+
+@triton.jit(do_not_specialize=["num_images", "num_rois", "words"])
+def _tile_kernel(
+    order_ptr,  # see `TileBuckets` for all of these
+    begin_ptr,
+    window_ptr,
+    place_ptr,
+    count_ptr,
+    member_ptr,
+    levels,  # as in `level_tables`
+    num_images,
+    num_rois,
+    words,
+    LEVELS: tl.constexpr,
+    TILE: tl.constexpr,
+    GROUP: tl.constexpr,
+    WORDS: tl.constexpr,
+):
+    """Program finds the RoIs of a tile."""
+    tile = tl.program_id(0)
+    level, image, y_tile, x_tile = _place(tile, levels, num_images, LEVELS, TILE)
+    tl.store(place_ptr + tile * 4, level)
+    tl.store(place_ptr + tile * 4 + 1, image)
+    tl.store(place_ptr + tile * 4 + 2, y_tile)
+    tl.store(place_ptr + tile * 4 + 3, x_tile)
+    member_ptr += tile.to(tl.int64) * words
+    segment = level * num_images + image
+    begin = tl.load(begin_ptr + segment).to(tl.int32)
+    end = tl.load(begin_ptr + segment + 1).to(tl.int32)
+    word = tl.arange(0, WORDS)
+    lane = tl.arange(0, GROUP)[None, :]
+    count = tl.zeros((WORDS,), tl.int32)
+    for group in range(0, end - begin, GROUP * WORDS):
+        index = begin + group + word[:, None] * GROUP + lane
+        member = index < end
+        window = window_ptr + tl.load(order_ptr + index, mask=member, other=0)
+        hit = member & (tl.load(window, mask=member, other=0) < y_tile + TILE)
+        hit = hit & (tl.load(window + num_rois, mask=member, other=-1) >= y_tile)
+        hit = hit & (tl.load(window + 2 * num_rois, mask=member, other=0) < x_tile + TILE)
+        hit = hit & (tl.load(window + 3 * num_rois, mask=member, other=-1) >= x_tile)
+        hit = hit.to(tl.int32)
+        bits = tl.reduce(hit << lane, 1, bitwise_or)
+        tl.store(member_ptr + group // GROUP + word, bits, mask=begin + group + word * GROUP < end)
+        count += tl.sum(hit, 1)
+    tl.store(count_ptr + tile, tl.sum(count, 0))
+
+
+@triton.jit
+def _place(tile, levels, num_images, LEVELS: tl.constexpr, TILE: tl.constexpr):
+    """Level, image, first row and first column of a tile."""
+    level = tl.zeros_like(tile)
+    across = tl.cdiv(tl.cast(levels[1][0], tl.int32), TILE)
+    down = tl.cdiv(tl.cast(levels[0][0], tl.int32), TILE)
+    tiles = across * down
+    for i in tl.static_range(1, LEVELS):
+        if (level == i - 1) & (tile >= num_images * tiles):
+            level = tl.full((), i, tl.int32)
+            tile -= num_images * tiles
+            across = tl.cdiv(tl.cast(levels[1][i], tl.int32), TILE)
+            down = tl.cdiv(tl.cast(levels[0][i], tl.int32), TILE)
+            tiles = across * down
+    return level, tile // tiles, tile // across % down * TILE, tile % across * TILE

@@ -81,6 +81,51 @@ def paste_masks(memory_format: torch.memory_format, implementation: str) -> tupl
     return masks, boxes, 12, 14, threshold, "torchvision", implementation
 
 
+def match_boxes(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    anchors = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [0, 20, 10, 30]])
+    gt_boxes = torch.tensor([[[5.0, 0, 15, 10], [0, 20, 10, 29]], [[0, 0, 9, 10], [0, 0, 10, 10]]])
+    if memory_format == torch.channels_last:
+        anchors = anchors.expand(2, -1, -1)
+    return anchors, gt_boxes, torch.tensor([2, 1]), True, implementation
+
+
+def mask_predict(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    *arguments, labels = _class_logits(memory_format)
+    return *[each.requires_grad_() for each in arguments], labels, implementation
+
+
+def mask_predict_loss(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    _, labels, *targets = mask_loss(memory_format, implementation)
+    features, weight, bias, _ = _class_logits(memory_format)
+    return *[each.requires_grad_() for each in (features, weight, bias)], labels, *targets
+
+
+def mask_predict_backward(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    grad = torch.randn((2, 4, 4), generator=torch.Generator().manual_seed(0))
+    return grad, *_class_logits(memory_format), implementation
+
+
+def _class_logits(memory_format: torch.memory_format) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features that come in blocks stand for channels last."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, 2, 2, 2, 2, 5) if memory_format == torch.channels_last else (2, 5, 4, 4)
+    features, weight = (torch.randn(size, generator=generator) for size in (shape, (3, 5)))
+    return features, weight, torch.tensor([0.3, -0.2, 0.1]), torch.tensor([2, 0])
+
+
+def roi_pool(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    rois, *_ = _pooling()
+    return _features(memory_format)[0].requires_grad_(), rois, [2, 3], 0.25, implementation
+
+
+def roi_pool_backward(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    rois, *_ = _pooling()
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn((3, 3, 2, 3), generator=generator)
+    source = torch.randint(-1, 72, (3, 3, 2, 3), generator=generator).to(torch.int32)
+    return grad, source, rois, [2, 3, 8, 9], memory_format == torch.channels_last, 0.25, implementation
+
+
 # From a memory format of the features or logits (else one of two variants) and an implementation to the arguments.
 OPERATIONS: dict[str, Callable[[torch.memory_format, str], tuple[Any, ...]]] = {
     function.__name__: function
@@ -93,5 +138,11 @@ OPERATIONS: dict[str, Callable[[torch.memory_format, str], tuple[Any, ...]]] = {
         mask_loss,
         mask_loss_backward,
         paste_masks,
+        match_boxes,
+        mask_predict,
+        mask_predict_loss,
+        mask_predict_backward,
+        roi_pool,
+        roi_pool_backward,
     )
 }

@@ -13,7 +13,19 @@ from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 import kernels
-from kernels import mask_loss, multiscale_roi_align, nms, paste_masks, roi_align, segmented_nms, use
+from kernels import (
+    mask_loss,
+    mask_predict,
+    mask_predict_loss,
+    match_boxes,
+    multiscale_roi_align,
+    nms,
+    paste_masks,
+    roi_align,
+    roi_pool,
+    segmented_nms,
+    use,
+)
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 SIZE_DEPENDS_ON_VALUES = ("nms", "batched_nms")
@@ -157,6 +169,66 @@ def test_compiled_loss_takes_any_number_of_rois() -> None:
             for each in (mask_loss, fast):
                 loss = each(logits, labels, boxes, masks, index, weights)
                 results.append([loss, *torch.autograd.grad(loss, logits)])
+            for plain, traced in zip(*results, strict=True):
+                assert torch.equal(plain, traced)
+    assert len(graphs) == 1
+
+
+def test_compiled_maximum_pooling_takes_any_number_of_boxes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    with use("eager"):
+        fast, graphs = compiled(lambda x, rois: roi_pool(x, rois, 4, 0.25), dynamic=True)
+        for number in (11, 2, 9):
+            features = torch.randn((2, 3, 8, 10), generator=generator, requires_grad=True)
+            rois = torch.rand((number, 5), generator=generator).sort(dim=1).values * torch.tensor([0, 16, 16, 30, 30])
+            results = []
+            for each in (lambda x, rois: roi_pool(x, rois, 4, 0.25), fast):
+                result = each(features, rois)
+                results.append([result, *torch.autograd.grad(result.square().sum(), features)])
+            for plain, traced in zip(*results, strict=True):
+                assert torch.equal(plain, traced)
+    assert len(graphs) == 1
+
+
+def test_compiled_matching_takes_any_numbers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    with use("eager"):
+        fast, graphs = compiled(match_boxes, dynamic=True)
+        for images, number, capacity in ((2, 9, 3), (3, 20, 5), (5, 6, 4)):
+            anchors, gt_boxes = (
+                torch.rand((*shape, 4), generator=generator).sort(dim=-1).values
+                for shape in ((number,), (images, capacity))
+            )
+            counts = torch.arange(images).clamp(max=capacity)
+            seen = fast(anchors, gt_boxes, counts)
+            for plain, traced in zip(match_boxes(anchors, gt_boxes, counts), seen, strict=True):
+                assert torch.equal(plain, traced)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+def test_compiled_class_logits_take_any_number_of_rois(blocked: bool) -> None:
+    """The loss, the probabilities and all gradients."""
+
+    def function(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *targets: Tensor) -> Tensor:
+        loss = mask_predict_loss(features, weight, bias, labels, *targets)
+        return loss + mask_predict(features, weight, bias, labels).square().mean()
+
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand((2, 13, 11), generator=generator) > 0.5
+    weight, bias = torch.randn((3, 5), generator=generator), torch.randn(3, generator=generator)
+    with use("eager"):
+        fast, graphs = compiled(function, dynamic=True)
+        for number in (7, 2, 9):
+            shape = (number, 2, 2, 2, 2, 5) if blocked else (number, 5, 4, 4)
+            leaves = [each.requires_grad_() for each in (torch.randn(shape, generator=generator), weight, bias)]
+            boxes = torch.rand((number, 4), generator=generator).sort(dim=1).values * 10
+            labels, index = torch.arange(number) % 3, torch.arange(number) % 2
+            weights = torch.rand(number, generator=generator)
+            results = []
+            for each in (function, fast):
+                result = each(*leaves, labels, boxes, masks, index, weights)
+                results.append([result, *torch.autograd.grad(result, leaves)])
             for plain, traced in zip(*results, strict=True):
                 assert torch.equal(plain, traced)
     assert len(graphs) == 1

@@ -9,9 +9,12 @@ from compilation import AMPERE, HOPPER, MI300, Launch, launches_of, resources
 from triton.backends.compiler import GPUTarget
 
 from kernels.gpu.mask_loss import mask_loss, mask_loss_backward
+from kernels.gpu.mask_predict import mask_predict, mask_predict_backward
+from kernels.gpu.match_boxes import match_boxes
 from kernels.gpu.nms import segmented_nms
 from kernels.gpu.paste_masks import paste_masks
 from kernels.gpu.roi_align import roi_align, roi_align_backward
+from kernels.gpu.roi_pool import roi_pool, roi_pool_backward
 
 pytestmark = pytest.mark.compiled
 
@@ -68,11 +71,46 @@ def other_launches(
             yield from launches_of(paste_masks, pasted, boxes, (64, 64), threshold, rule)
 
 
+def match_launches(dtype: torch.dtype = torch.float32, anchors: int = 1000, gt: int = 32) -> Iterator[Launch]:
+    counts = torch.zeros(2, dtype=torch.int64)
+    for shape in ((anchors, 4), (2, anchors, 4)):
+        boxes = torch.zeros(shape, dtype=dtype), torch.zeros((2, gt, 4), dtype=dtype)
+        yield from launches_of(match_boxes, *boxes, counts, True)
+    yield from launches_of(match_boxes, *boxes, counts, False)
+
+
+def mask_predict_launches(dtype: torch.dtype = torch.float32, rois: int = 16) -> Iterator[Launch]:
+    """Features in blocks, channels last and contiguous, forward and backward."""
+    for features in (
+        torch.empty((rois, 14, 14, 2, 2, 256), dtype=dtype),
+        torch.empty((rois, 256, 28, 28), dtype=dtype).to(memory_format=torch.channels_last),
+        torch.empty((rois, 256, 28, 28), dtype=dtype),
+    ):
+        parameters = torch.empty((80, 256), dtype=dtype), torch.empty(80, dtype=dtype)
+        labels = torch.zeros(rois, dtype=torch.int64)
+        yield from launches_of(mask_predict, features, *parameters, labels)
+        grad = torch.empty((rois, 28, 28), dtype=torch.promote_types(dtype, torch.float32))
+        yield from launches_of(mask_predict_backward, grad, features, *parameters, labels)
+
+
+def roi_pool_launches(dtype: torch.dtype = torch.float32, rois: int = 16, side: int = 32) -> Iterator[Launch]:
+    boxes = torch.zeros((rois, 5), dtype=torch.promote_types(dtype, torch.float32))
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        features = torch.empty((2, 256, side, side + 16), dtype=dtype).to(memory_format=memory_format)
+        yield from launches_of(roi_pool, features, boxes, (7, 7), 1 / 16)
+        grad = torch.empty((rois, 256, 7, 7), dtype=dtype)
+        last = memory_format == torch.channels_last
+        yield from launches_of(roi_pool_backward, grad, grad.int(), boxes, tuple(features.shape), last, 1 / 16)
+
+
 def every_launch() -> list[Launch]:
     return [
         *roi_align_launches(channels_last=True),
         *roi_align_launches(channels_last=False),
         *other_launches(),
+        *match_launches(),
+        *mask_predict_launches(),
+        *roi_pool_launches(),
     ]
 
 
@@ -100,6 +138,9 @@ def test_every_dtype_compiles(dtype: torch.dtype) -> None:
         *roi_align_launches(dtype),
         *roi_align_launches(dtype, channels_last=False),
         *other_launches(dtype, sampling_ratios=(-1, 2), thresholds=(0.5, None)),
+        *match_launches(dtype),
+        *mask_predict_launches(dtype),
+        *roi_pool_launches(dtype),
     ]:
         assert launch.compile(launch.configs[0], HOPPER).asm["cubin"]
 
@@ -121,28 +162,36 @@ def test_defaults_fit_in_registers(name: str) -> None:
             assert used["STACK"] == 0, used
 
 
+@pytest.mark.parametrize("target", [AMPERE, HOPPER], ids=lambda target: str(target.arch))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_rows_of_channels_are_read_and_written_16_bytes_at_a_time(dtype: torch.dtype) -> None:
-    forward, _, backward = roi_align_launches(dtype)
-    for launch in [forward, backward] if dtype == torch.float32 else [forward]:
-        ptx = launch.compile(launch.configs[0], HOPPER).asm["ptx"]
-        assert re.search(r"ld\.global\.v4\.b32", ptx)
-        assert "st.global.v4.b32" in ptx
-        assert not re.search(r"st\.global\.(b8|b16|b32|v2)", ptx)
+def test_rows_of_channels_are_read_and_written_16_bytes_at_a_time(dtype: torch.dtype, target: GPUTarget) -> None:
+    """The gradient of tiles with many RoIs is shared out to warps with fewer channels."""
+    for launch in roi_align_launches(dtype):
+        if launch.name in ("_channels_last_kernel", "_gather_kernel"):
+            ptx = launch.compile(launch.configs[0], target).asm["ptx"]
+            assert re.search(r"ld\.global\.v4\.b32", ptx)
+            assert "st.global.v4.b32" in ptx
+            if launch.name == "_channels_last_kernel":
+                assert not re.search(r"st\.global\.(b8|b16|b32|v2)", ptx)
 
 
 def test_no_atomics() -> None:
-    """The gradient is a gather: its bits are the same at each run."""
+    """The gradient is a gather: its bits are the same at each run. A maximum of integers does not ask for an order."""
     for launch in every_launch():
-        assert not re.search(r"\b(atom|red)\.", launch.compile(launch.configs[0], HOPPER).asm["ptx"])
+        ptx = launch.compile(launch.configs[0], HOPPER).asm["ptx"]
+        atomics = set(re.findall(r"\b(?:atom|red)\.\S+", ptx))
+        joins = launch.name == "_best_kernel" and launch.arguments["WITH_FORCED"]
+        assert all(re.search(r"\.max\.s(32|64)$", each) for each in atomics)
+        assert bool(atomics) == joins
 
 
 def test_overlaps_are_neither_fused_nor_approximate() -> None:
-    """Kept sets are exact only if each operation is rounded as IEEE 754 says."""
-    launch = next(launch for launch in other_launches() if launch.name == "_mask_kernel")
-    ptx = launch.compile(launch.configs[0], HOPPER).asm["ptx"]
-    assert "div.rn.f32" in ptx
-    assert not re.search(r"fma\.|div\.full|div\.approx", ptx)
+    """Kept sets and matches are exact only if each operation is rounded as IEEE 754 says."""
+    overlaps = [launch for launch in other_launches() if launch.name == "_mask_kernel"]
+    for launch in [*overlaps, *match_launches()]:
+        ptx = launch.compile(launch.configs[0], HOPPER).asm["ptx"]
+        assert "div.rn.f32" in ptx
+        assert not re.search(r"fma\.|div\.full|div\.approx", ptx)
 
 
 def test_counts_and_image_sizes_do_not_compile_anew() -> None:
@@ -151,7 +200,13 @@ def test_counts_and_image_sizes_do_not_compile_anew() -> None:
     def hashes(rois: int, side: int) -> list[str]:
         return [
             launch.compile(launch.configs[0], HOPPER).hash
-            for launch in [*roi_align_launches(rois=rois, side=side), *other_launches(rois=rois)]
+            for launch in [
+                *roi_align_launches(rois=rois, side=side),
+                *other_launches(rois=rois),
+                *match_launches(anchors=rois, gt=side),
+                *mask_predict_launches(rois=rois),
+                *roi_pool_launches(rois=rois, side=side),
+            ]
         ]
 
     assert hashes(64, 32) == hashes(65, 40) == hashes(33, 88)

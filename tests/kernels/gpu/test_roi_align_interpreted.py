@@ -9,6 +9,7 @@ from error_rule import assert_error_rule
 from torch import Tensor
 from torchvision.ops.poolers import LevelMapper
 
+from kernels.gpu import roi_align_backward as backward_module
 from kernels.gpu.roi_align import roi_align, roi_align_backward
 from kernels.gpu.roi_geometry import minimum_areas
 from kernels.reference.roi_align import roi_align as reference_roi_align
@@ -240,6 +241,29 @@ def test_the_gradient_is_the_same_in_both_formats_and_in_any_company() -> None:
     for level in range(2):
         assert torch.equal(last[level], first[level])
         assert torch.equal(last[level][1], some[level][1])
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_gradient_is_the_same_in_every_configuration(monkeypatch: pytest.MonkeyPatch, channels_last: bool) -> None:
+    """Nor does it matter which tiles are thought to be crowded."""
+    case = Case(rois=ROIS[[0, 1, 2, 5]], channels=128, channels_last=channels_last, output_size=(2, 2))
+    expected = roi_align_backward(case.grad, case.rois, case.shapes, channels_last, *case.arguments)
+    kernel = backward_module._gather_kernel
+    for crowded in (0, 64):
+        monkeypatch.setattr(backward_module, "CROWDED", crowded)
+        for config in kernel.configs:
+            with monkeypatch.context() as pinned:
+                pinned.setattr(kernel, "configs", [config])
+                seen = roi_align_backward(case.grad, case.rois, case.shapes, channels_last, *case.arguments)
+            assert torch.equal(seen[0], expected[0])
+
+
+def test_bins_far_smaller_than_a_pixel_and_far_larger_than_the_map() -> None:
+    rois = torch.tensor(
+        [[0, 8.0, 8.0, 9.0, 9.0], [0, 8.0, 8.0, 8.1, 40.0], [1, -4e3, -4e3, 4e3, 5e3], [1, 0, -900.0, 60.0, 900.0]]
+    )
+    for ratio in (2, 5, -1):
+        Case(rois=rois, output_size=(9, 11), sampling_ratio=ratio, aligned=True, channels=2).check()
 
 
 class _RoIAlign(torch.autograd.Function):

@@ -5,7 +5,17 @@ import torch
 import triton
 from triton.runtime.autotuner import Autotuner
 
-from kernels.gpu import mask_loss, nms, paste_masks, roi_align, roi_align_backward, tuning
+from kernels.gpu import (
+    mask_loss,
+    mask_predict,
+    match_boxes,
+    nms,
+    paste_masks,
+    roi_align,
+    roi_align_backward,
+    roi_pool,
+    tuning,
+)
 
 KERNELS = [
     roi_align._channels_last_kernel,
@@ -16,6 +26,13 @@ KERNELS = [
     mask_loss._loss_kernel,
     mask_loss._gradient_kernel,
     paste_masks._paste_kernel,
+    match_boxes._best_kernel,
+    match_boxes._forced_kernel,
+    mask_predict._logits_kernel,
+    mask_predict._class_gradient_kernel,
+    mask_predict._class_sum_kernel,
+    roi_pool._pool_kernel,
+    roi_pool._source_kernel,
 ]
 
 
@@ -47,6 +64,7 @@ def test_pruning_leaves_a_configuration(kernel: Autotuner, channels: int, channe
         "CHANNELS_WRITTEN": channels,
         "CHANNELS_LAST": channels_last,
         "SIZE": 14,
+        "gt_bucket": 4,
     }
     left = tuning.pruned_configs(kernel, (), arguments)
     assert left
@@ -63,6 +81,25 @@ def test_there_is_a_choice(kernel: Autotuner) -> None:
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.base_fn.__name__)
 def test_keys_name_arguments(kernel: Autotuner) -> None:
     assert set(kernel.keys) <= set(kernel.arg_names)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 28])
+@pytest.mark.parametrize("channels", [1, 3, 64, 256])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_tiles_are_long_where_memory_is_contiguous(channels_last: bool, channels: int, size: int) -> None:
+    arguments = {"CHANNELS": channels, "CHANNELS_LAST": channels_last, "SIZE": size}
+    left = [c.kwargs for c in tuning.pruned_configs(mask_predict._logits_kernel, (), arguments)]
+    assert left
+    if channels >= 32 and size >= 14:
+        assert len(left) > 1
+        assert all((tile["BLOCK_C"] >= tile["BLOCK"]) == channels_last for tile in left)
+        assert all(tile["BLOCK_C"] <= channels and tile["BLOCK"] <= 2 * size**2 for tile in left)
+
+
+@pytest.mark.parametrize(("gt_bucket", "longest"), [(4, 4), (8, 8), (16, 16), (128, 16)])
+def test_steps_are_not_longer_than_the_ground_truth(gt_bucket: int, longest: int) -> None:
+    left = tuning.pruned_configs(match_boxes._best_kernel, (), {"gt_bucket": gt_bucket})
+    assert max(config.kwargs["BLOCK_G"] for config in left) == longest
 
 
 def test_pinned_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

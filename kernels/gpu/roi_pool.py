@@ -1,0 +1,256 @@
+"""RoIPool (Fast R-CNN, section 2.1), and its gradient as a gather: no atomics, the same bits at each run.
+
+Forward, a program owns a bin and a block of channels and remembers where on the map it found the largest value.
+Backward, a program owns some pixels of a row and a block of channels. It goes through the RoIs in the order of their
+index, looks at the bins that reach its pixels, adds up in registers the gradients of those that took their value there,
+and stores once: nothing is cleared before.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.gpu import tuning
+from kernels.gpu.language import divide, finite
+
+
+def prune_channels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
+    """Blocks of at most the channels there are; the narrowest if all are wider."""
+    widest = triton.next_power_of_2(arguments["CHANNELS"])
+    fitting = [config for config in configs if config.kwargs["BLOCK_C"] <= widest]
+    return fitting or [min(configs, key=lambda config: config.kwargs["BLOCK_C"])]
+
+
+@triton.jit
+def _rounded(corner, scale):
+    """The corner in whole pixels of the map, halves away from 0; far corners nearer, so that sums of two fit."""
+    value = corner * scale
+    size = tl.minimum(tl.abs(value), 536870912.0)
+    whole = tl.floor(size)
+    whole = tl.where(size - whole >= 0.5, whole + 1.0, whole)
+    return tl.where(value < 0, -whole, whole).to(tl.int32)
+
+
+@triton.jit
+def _load_roi(rois_ptr, roi, spatial_scale, num_images, BINS_Y: tl.constexpr, BINS_X: tl.constexpr):
+    """Image, or -1 for a RoI that gives zeros, and along y and x the first pixel and the size of a bin."""
+    row = rois_ptr + roi * 5
+    scale = tl.cast(spatial_scale, rois_ptr.dtype.element_ty)
+    index, x1, y1 = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+    x2, y2 = tl.load(row + 3), tl.load(row + 4)
+    usable = finite(x1 * scale) & finite(y1 * scale) & finite(x2 * scale) & finite(y2 * scale)
+    usable = usable & (index >= 0) & (index < num_images)
+    image = tl.where(usable, index, -1.0).to(tl.int32)
+    x, y = _rounded(tl.where(usable, x1, 0.0), scale), _rounded(tl.where(usable, y1, 0.0), scale)
+    right, bottom = _rounded(tl.where(usable, x2, 0.0), scale), _rounded(tl.where(usable, y2, 0.0), scale)
+    y_bin = divide(tl.maximum(bottom - y + 1, 1).to(scale.dtype), BINS_Y)
+    x_bin = divide(tl.maximum(right - x + 1, 1).to(scale.dtype), BINS_X)
+    return image, y, y_bin, x, x_bin
+
+
+@triton.jit
+def _bin(number, first, size, extent):
+    """First pixel of a bin and one past the last, limited to the map."""
+    start = first + tl.floor(number.to(size.dtype) * size).to(tl.int32)
+    stop = first + tl.ceil((number + 1).to(size.dtype) * size).to(tl.int32)
+    return tl.minimum(tl.maximum(start, 0), extent), tl.minimum(tl.maximum(stop, 0), extent)
+
+
+@tuning.tuned(
+    configs=[
+        triton.Config({"BLOCK_C": block}, num_warps=warps) for block, warps in [(128, 2), (256, 4), (64, 1), (32, 1)]
+    ],
+    key=["CHANNELS", "POOLED_H", "POOLED_W", "CHANNELS_LAST", "rois_bucket"],
+    prune=prune_channels,
+)
+@triton.jit(do_not_specialize=["height", "width", "num_images", "rois_bucket"])
+def _pool_kernel(
+    input_ptr,  # [N, C, H, W], contiguous or channels last
+    rois_ptr,  # [K, 5]
+    pooled_ptr,  # [K, C, POOLED_H, POOLED_W] in the same memory format: the result
+    source_ptr,  # the same: y * W + x of each result, or -1
+    spatial_scale: tl.float64,
+    height,
+    width,
+    num_images,
+    rois_bucket,
+    CHANNELS: tl.constexpr,
+    POOLED_H: tl.constexpr,
+    POOLED_W: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Program: (bin of a RoI, BLOCK_C channels)."""
+    BINS: tl.constexpr = POOLED_H * POOLED_W
+    LOWEST: tl.constexpr = -3.4028234663852886e38
+    dtype: tl.constexpr = rois_ptr.dtype.element_ty
+    roi, cell = (tl.program_id(0) // BINS).to(tl.int64), tl.program_id(0) % BINS
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    there = channel < CHANNELS
+    image, y, y_bin, x, x_bin = _load_roi(rois_ptr, roi, spatial_scale, num_images, POOLED_H, POOLED_W)
+    top, bottom = _bin(cell // POOLED_W, y, y_bin, height)
+    left, right = _bin(cell % POOLED_W, x, x_bin, width)
+    bottom = tl.where(image >= 0, bottom, top)
+    best = tl.full((BLOCK_C,), LOWEST, dtype)
+    source = tl.full((BLOCK_C,), -1, tl.int32)
+    pixels = height.to(tl.int64) * width
+    features = input_ptr + image.to(tl.int64) * pixels * CHANNELS
+    features += channel if CHANNELS_LAST else channel * pixels
+    STEP: tl.constexpr = CHANNELS if CHANNELS_LAST else 1
+    for row in range(top, bottom):
+        for column in range(left, right):
+            pixel = row * width + column
+            value = tl.load(features + pixel.to(tl.int64) * STEP, mask=there, other=LOWEST).to(dtype)
+            larger = value > best
+            best = tl.where(larger, value, best)
+            source = tl.where(larger, pixel, source)
+    empty = (bottom <= top) | (right <= left)
+    best = tl.where(empty, 0.0, best)
+    out = roi * (BINS * CHANNELS) + (cell * CHANNELS + channel if CHANNELS_LAST else channel * BINS + cell)
+    tl.store(pooled_ptr + out, best.to(pooled_ptr.dtype.element_ty), mask=there)
+    tl.store(source_ptr + out, source, mask=there)
+
+
+@tuning.tuned(
+    configs=[
+        triton.Config({"BLOCK_X": pixels, "BLOCK_C": channels}, num_warps=warps)
+        for pixels, channels, warps in [(8, 128, 4), (16, 64, 4), (4, 256, 4), (16, 32, 2), (8, 32, 1)]
+    ],
+    key=["CHANNELS", "POOLED_H", "POOLED_W", "CHANNELS_LAST", "rois_bucket"],
+    prune=prune_channels,
+)
+@triton.jit(do_not_specialize=["num_rois", "height", "width", "num_images", "rois_bucket"])
+def _source_kernel(
+    grad_ptr,  # [K, C, POOLED_H, POOLED_W] in the memory format of the features
+    source_ptr,  # the same
+    rois_ptr,  # [K, 5]
+    out_ptr,  # [N, C, H, W] the result
+    spatial_scale: tl.float64,
+    num_rois,
+    height,
+    width,
+    num_images,
+    rois_bucket,
+    CHANNELS: tl.constexpr,
+    POOLED_H: tl.constexpr,
+    POOLED_W: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Program: (BLOCK_X pixels of a row, BLOCK_C channels)."""
+    BINS: tl.constexpr = POOLED_H * POOLED_W
+    dtype: tl.constexpr = rois_ptr.dtype.element_ty
+    blocks = tl.cdiv(width, BLOCK_X)
+    line, first_x = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK_X
+    own_image, own_y = line // height, line % height
+    own_x = first_x + tl.arange(0, BLOCK_X)
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    there = channel < CHANNELS
+    own_pixel = own_y * width + own_x
+    total = tl.zeros((BLOCK_X, BLOCK_C), dtype)
+    for number in range(num_rois):
+        roi = tl.cast(number, tl.int64)
+        image, y, y_bin, x, x_bin = _load_roi(rois_ptr, roi, spatial_scale, num_images, POOLED_H, POOLED_W)
+        if image == own_image:
+            for row in range(POOLED_H):
+                top, bottom = _bin(tl.cast(row, tl.int32), y, y_bin, height)
+                if (top <= own_y) & (own_y < bottom):
+                    for column in range(POOLED_W):
+                        left, right = _bin(tl.cast(column, tl.int32), x, x_bin, width)
+                        if (left < first_x + BLOCK_X) & (first_x < right):
+                            cell = row * POOLED_W + column
+                            place = roi * (BINS * CHANNELS)
+                            place += cell * CHANNELS + channel if CHANNELS_LAST else channel * BINS + cell
+                            source = tl.load(source_ptr + place, mask=there, other=-1)
+                            grad = tl.load(grad_ptr + place, mask=there, other=0.0).to(dtype)
+                            total += tl.where(source[None, :] == own_pixel[:, None], grad[None, :], 0.0)
+    pixels = height.to(tl.int64) * width
+    out = out_ptr + own_image.to(tl.int64) * pixels * CHANNELS
+    last = own_pixel.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
+    first = own_pixel.to(tl.int64)[:, None] + channel[None, :] * pixels
+    inside = (own_x < width)[:, None] & there[None, :]
+    tl.store(out + (last if CHANNELS_LAST else first), total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def roi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], spatial_scale: float) -> tuple[Tensor, Tensor]:
+    """See `kernels.roi_pool`. Pooled features and where on the map each is from, y * W + x or -1."""
+    num_rois, channels = rois.shape[0], input.shape[1]
+    channels_last = not input.is_contiguous()
+    shape = (num_rois, channels, *output_size)
+    pooled = _new_empty(input, shape, input.dtype, channels_last)
+    source = _new_empty(input, shape, torch.int32, channels_last)
+    if num_rois == 0:
+        return pooled, source
+    with tuning.on_device_of(input):
+        tuning.launch(
+            _pool_kernel,
+            lambda meta: (num_rois * output_size[0] * output_size[1], triton.cdiv(channels, meta["BLOCK_C"])),
+            (input, rois.contiguous(), pooled, source),
+            spatial_scale=spatial_scale,
+            **_sizes(input.shape, num_rois, output_size, channels_last),
+            enable_fp_fusion=False,
+        )
+    return pooled, source
+
+
+def roi_pool_backward(
+    grad: Tensor,
+    source: Tensor,
+    rois: Tensor,
+    input_size: tuple[int, int, int, int],
+    channels_last: bool,
+    spatial_scale: float,
+) -> Tensor:
+    """The gradient of the features [N, C, H, W]: each bin's goes to the pixel that it is from."""
+    images, channels, height, width = input_size
+    out = _new_empty(grad, input_size, grad.dtype, channels_last)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    if images == 0:
+        return out
+    with tuning.on_device_of(grad):
+        tuning.launch(
+            _source_kernel,
+            lambda meta: (
+                images * height * triton.cdiv(width, meta["BLOCK_X"]),
+                triton.cdiv(channels, meta["BLOCK_C"]),
+            ),
+            (
+                grad.contiguous(memory_format=memory_format),
+                source.contiguous(memory_format=memory_format),
+                rois.contiguous(),
+                out,
+            ),
+            spatial_scale=spatial_scale,
+            num_rois=rois.shape[0],
+            **_sizes(input_size, rois.shape[0], (grad.shape[2], grad.shape[3]), channels_last),
+            enable_fp_fusion=False,
+        )
+    return out
+
+
+def _sizes(
+    input_size: Sequence[int], num_rois: int, output_size: tuple[int, int], channels_last: bool
+) -> dict[str, Any]:
+    images, channels, height, width = input_size
+    return {
+        "height": height,
+        "width": width,
+        "num_images": images,
+        "rois_bucket": tuning.bucket(num_rois),
+        "CHANNELS": channels,
+        "POOLED_H": output_size[0],
+        "POOLED_W": output_size[1],
+        "CHANNELS_LAST": channels_last,
+    }
+
+
+def _new_empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    number, channels, height, width = shape
+    if not channels_last:
+        return like.new_empty((number, channels, height, width), dtype=dtype)
+    return like.new_empty((number, height, width, channels), dtype=dtype).permute(0, 3, 1, 2)

@@ -1,0 +1,144 @@
+"""RoIPool (Fast R-CNN, section 2.1): the largest value of each bin, bins and boxes rounded to whole pixels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.dispatch import implementation_for, run
+from kernels.roi_align import boxes_to_rois
+
+
+def roi_pool(
+    input: Tensor, boxes: Tensor | Sequence[Tensor], output_size: int | Sequence[int], spatial_scale: float = 1.0
+) -> Tensor:
+    """Pools each box of a feature map to a fixed size by the maximum of each bin; torchvision.ops.roi_pool.
+
+    Corners are rounded to pixels, halves away from 0, and belong to the box; bins are rounded outward. Corners farther
+    away than 2^29 pixels are taken to be there. Box geometry is computed in float32 whatever the dtype of the features
+    (float64 for float64). A bin outside the map gives 0, as does a box with a NaN or infinite coordinate.
+    Features that are NaN or below float32's range are passed over. The gradient goes to `input` only, to the first of
+    equal values, and is the same bits at each run.
+
+    Args:
+        input: features [N, C, H, W] in float32, float16, bfloat16 or float64, contiguous or channels last.
+        boxes: [K, 5] rows of image index, x1, y1, x2, y2, or one [K_i, 4] an image, in pixels of the image.
+        output_size: pooled height and width, or one number for both.
+        spatial_scale: feature pixels per image pixel.
+
+    Returns:
+        Pooled features [K, C, *output_size], in the dtype and memory format of `input`.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype, device or range.
+    """
+    size = [output_size, output_size] if isinstance(output_size, int) else list(output_size)
+    _check(input, boxes, size, spatial_scale)
+    rois = boxes_to_rois(boxes).detach().to(torch.promote_types(input.dtype, torch.float32))
+    if not input.is_contiguous():
+        input = input.contiguous(memory_format=torch.channels_last)
+    pooled, _ = _roi_pool(input, rois, size, float(spatial_scale), implementation_for(input))
+    result: Tensor = pooled
+    return result
+
+
+def _check(input: Tensor, boxes: Tensor | Sequence[Tensor], size: list[int], spatial_scale: float) -> None:
+    if input.ndim != 4 or 0 in input.shape[1:] or not input.is_floating_point():
+        raise ValueError(f"input is {tuple(input.shape)} in {input.dtype}; it must be N x C x H x W in floating point")
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"output_size is {size}; it must be one or two numbers of at least 1")
+    if spatial_scale <= 0:
+        raise ValueError(f"spatial_scale is {spatial_scale}; it must be above 0")
+    if not isinstance(boxes, Tensor) and len(boxes) != input.shape[0]:
+        raise ValueError(f"boxes is a list of {len(boxes)} tensors; it must be one for each of {input.shape[0]} images")
+    columns = 5 if isinstance(boxes, Tensor) else 4
+    for box in [boxes] if isinstance(boxes, Tensor) else boxes:
+        if box.ndim != 2 or box.shape[1] != columns or not box.is_floating_point():
+            raise ValueError(f"boxes is {tuple(box.shape)} in {box.dtype}; it must be K x {columns} in floating point")
+        if box.device != input.device:
+            raise ValueError(f"boxes is on {box.device}; it must be on the input's device, {input.device}")
+
+
+def _new_empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    number, channels, height, width = shape
+    if not channels_last:
+        return like.new_empty((number, channels, height, width), dtype=dtype)
+    return like.new_empty((number, height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op("mrcnn::roi_pool", mutates_args=())
+def _roi_pool(
+    input: Tensor, rois: Tensor, output_size: Sequence[int], spatial_scale: float, implementation: str
+) -> tuple[Tensor, Tensor]:
+    """Pooled features, and where on the map each is from [K, C, *output_size]: y * W + x in int32, -1 for nowhere."""
+    if input.device.type == "cpu" and rois.numel():
+        _check_image_index(rois, input.shape[0])
+    arguments = (input, rois, (output_size[0], output_size[1]), spatial_scale)
+    pooled, source = run(implementation, "roi_pool", "roi_pool", input.device, *arguments)
+    return pooled, source
+
+
+def _check_image_index(rois: Tensor, images: int) -> None:
+    """Only values tell; a CPU can be asked without a wait."""
+    index = rois[:, 0]
+    outside = ~((index >= 0) & (index < images))
+    if outside.any():
+        raise ValueError(f"boxes names image {index[outside][0].item():g}; there are {images} images, counted from 0")
+
+
+@_roi_pool.register_fake
+def _(
+    input: Tensor, rois: Tensor, output_size: Sequence[int], spatial_scale: float, implementation: str
+) -> tuple[Tensor, Tensor]:
+    shape = (rois.shape[0], input.shape[1], output_size[0], output_size[1])
+    last = not input.is_contiguous()
+    return _new_empty(input, shape, input.dtype, last), _new_empty(input, shape, torch.int32, last)
+
+
+@torch.library.custom_op("mrcnn::roi_pool_backward", mutates_args=())
+def _roi_pool_backward(
+    grad: Tensor,
+    source: Tensor,
+    rois: Tensor,
+    input_size: Sequence[int],
+    channels_last: bool,
+    spatial_scale: float,
+    implementation: str,
+) -> Tensor:
+    images, channels, height, width = input_size
+    arguments = (grad, source, rois, (images, channels, height, width), channels_last, spatial_scale)
+    result: Tensor = run(implementation, "roi_pool", "roi_pool_backward", grad.device, *arguments)
+    return result
+
+
+@_roi_pool_backward.register_fake
+def _(
+    grad: Tensor,
+    source: Tensor,
+    rois: Tensor,
+    input_size: Sequence[int],
+    channels_last: bool,
+    spatial_scale: float,
+    implementation: str,
+) -> Tensor:
+    return _new_empty(grad, input_size, grad.dtype, channels_last)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    input, rois, _, ctx.spatial_scale, ctx.implementation = inputs
+    _, source = output
+    ctx.mark_non_differentiable(source)
+    ctx.save_for_backward(source, rois)
+    ctx.input_size, ctx.channels_last = list(input.shape), not input.is_contiguous()
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    source, rois = ctx.saved_tensors
+    result = _roi_pool_backward(
+        grad, source, rois, ctx.input_size, ctx.channels_last, ctx.spatial_scale, ctx.implementation
+    )
+    return (result, *[None] * 4)
+
+
+_roi_pool.register_autograd(_backward, setup_context=_setup_context)
