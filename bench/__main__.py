@@ -1,18 +1,29 @@
-"""`python -m bench`: measurements, one command each."""
+"""`python -m bench COMMAND ...`: measurements and proofs, one command each."""
 
 import sys
+from importlib import import_module
 
-from rich.console import Console
-
-from bench.bars import BARS, run
+# A command is a module of its name in `bench`, with a function `main(arguments: list[str]) -> int` that gives the exit
+# code: 1 if something does not hold, 2 for a wrong call. It is imported only when it is asked for.
+COMMANDS = {
+    "bars": "the long measurements, asked beside seen",
+}
 
 
 def main(arguments: list[str]) -> int:
-    """`bars [NAME ...]`; exit code 1 if a bar is not met, 2 for a wrong call."""
-    if not arguments or arguments[0] != "bars" or set(arguments[1:]) - set(BARS):
-        print(f"usage: python -m bench bars [{' | '.join(BARS)}] ...", file=sys.stderr)
-        return 2
-    return 0 if run(arguments[1:], Console()) else 1
+    """Runs the command that the first argument names with the rest of them; the exit code."""
+    if not arguments or arguments[0] not in COMMANDS:
+        told = bool(arguments) and arguments[0] in ("-h", "--help")
+        print(usage(), file=sys.stdout if told else sys.stderr)
+        return 0 if told else 2
+    code: int = import_module(f"bench.{arguments[0]}").main(arguments[1:])
+    return code
+
+
+def usage() -> str:
+    """What there is."""
+    lines = [f"usage: python -m bench {' | '.join(COMMANDS)} ..."]
+    return "\n".join(lines + [f"  {name:10s} {what}" for name, what in COMMANDS.items()])
 
 
 if __name__ == "__main__":

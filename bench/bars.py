@@ -138,6 +138,14 @@ BARS: dict[str, Callable[[], list[Seen]]] = {
 }
 
 
+def main(arguments: list[str]) -> int:
+    """`bars [NAME ...]`, all without a name; exit code 1 if a bar is not met, 2 for a wrong call."""
+    if set(arguments) - set(BARS):
+        print(f"usage: python -m bench bars [{' | '.join(BARS)}] ...", file=sys.stderr)
+        return 2
+    return 0 if run(arguments, Console()) else 1
+
+
 def run(names: Sequence[str], console: Console) -> bool:
     """Runs bars and prints each as it ends; whether all hold."""
     all_hold = True
