@@ -1,5 +1,6 @@
 """Triton kernels compiled ahead of time, specialised as a launch with these arguments would be, and run."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,10 @@ from bench.virtual_gpu.device import H100, VirtualGpu
 from bench.virtual_gpu.launch import Launch, Options, run
 from bench.virtual_gpu.program import Program, assemble
 from bench.virtual_gpu.toolkit import Resources, resources
+
+# A kernel that is launched again is not taken apart again.
+_assembled = functools.lru_cache(maxsize=128)(assemble)
+_resources = functools.lru_cache(maxsize=1024)(resources)
 
 # Triton appends pointers to its own scratch memory, of which these kernels use none.
 SCRATCH_POINTERS = 2
@@ -55,6 +60,48 @@ class CompiledTriton:
         )
 
 
+@dataclass(frozen=True)
+class Specialized:
+    """A kernel with what a launch settles before it is compiled.
+
+    Attributes:
+        bound: every argument by name. constants: those that are compiled in, by their path among the arguments.
+    """
+
+    source: ASTSource
+    target: GPUTarget
+    options: dict[str, Any]
+    bound: dict[str, Any]
+    constants: Mapping[tuple[int, ...], Any]
+
+    def compile(self) -> CompiledKernel:
+        return triton.compile(self.source, target=self.target, options=self.options)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Equal where compiling gives the same."""
+        return self.source.hash(), str(sorted(self.options.items())), str(self.target)
+
+    def parameters(self) -> list[tuple[str, Any]]:
+        """Name and value of the argument that each of the compiled kernel's parameters is, or is a part of."""
+        names = list(self.bound)
+        found = _leaves(tuple(self.bound.values()), self.constants)
+        return [(names[path[0]], value) for path, value in found]
+
+
+def specialize(
+    function: triton.JITFunction, arguments: Sequence[Any], keywords: Mapping[str, Any], target: GPUTarget
+) -> Specialized:
+    """A launch `function[grid](*arguments, **keywords)` on the target, up to compiling; see `compile_triton`."""
+    named = {name: value for name, value in keywords.items() if name in function.arg_names}
+    options = {name: value for name, value in keywords.items() if name not in function.arg_names}
+    backend = make_backend(target)
+    bind = create_function_from_signature(function.signature, function.params, backend)
+    bound, specialization, bound_options = bind(*arguments, **named)
+    _, signature, constants, attributes = function._pack_args(backend, named, bound, specialization, bound_options)
+    return Specialized(ASTSource(function, signature, constants, attributes), target, options, bound, constants)
+
+
 def plain_kernel(kernel: Any) -> triton.JITFunction:
     """The jit function inside autotuners and heuristics."""
     while not isinstance(kernel, triton.JITFunction):
@@ -77,26 +124,19 @@ def compile_triton(
         NotImplementedError: the PTX has an instruction that the virtual GPU does not model.
     """
     function = plain_kernel(kernel)
-    named = {name: value for name, value in (keywords or {}).items() if name in function.arg_names}
-    options = {name: value for name, value in (keywords or {}).items() if name not in function.arg_names}
-    target = GPUTarget("cuda", architecture, 32)
-    backend = make_backend(target)
-    bind = create_function_from_signature(function.signature, function.params, backend)
-    bound, specialization, bound_options = bind(*arguments, **named)
-    _, signature, constants, attributes = function._pack_args(backend, named, bound, specialization, bound_options)
-    source = ASTSource(function, signature, constants, attributes)
-    compiled = triton.compile(source, target=target, options=options)
+    specialized = specialize(function, arguments, keywords or {}, GPUTarget("cuda", architecture, 32))
+    compiled = specialized.compile()
     if getattr(compiled.metadata, "global_scratch_size", 0):
         raise NotImplementedError(f"{function.__name__} needs scratch memory")
-    program = assemble(str(compiled.asm["ptx"]), str(compiled.metadata.name))
-    leaves = tuple(_leaves(tuple(bound.values()), constants))
-    return CompiledTriton(str(function.__name__), compiled, program, leaves, resources(compiled.asm["cubin"]))
+    leaves = tuple(value for _, value in specialized.parameters())
+    program = _assembled(str(compiled.asm["ptx"]), str(compiled.metadata.name))
+    return CompiledTriton(str(function.__name__), compiled, program, leaves, _resources(compiled.asm["cubin"]))
 
 
 def _leaves(
     values: Sequence[Any], constants: Mapping[tuple[int, ...], Any], path: tuple[int, ...] = ()
-) -> Iterator[Any]:
-    """Arguments that are no constants, in the order of parameters."""
+) -> Iterator[tuple[tuple[int, ...], Any]]:
+    """Arguments that are no constants, with their paths, in the order of parameters."""
     for number, value in enumerate(values):
         here = (*path, number)
         if here in constants:
@@ -104,4 +144,4 @@ def _leaves(
         if isinstance(value, tuple):
             yield from _leaves(value, constants, here)
         else:
-            yield value
+            yield here, value

@@ -1,0 +1,66 @@
+"""What launchers would launch, recorded with no GPU and no driver, to be compiled for any target."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
+from triton.runtime.autotuner import Autotuner
+
+from bench.virtual_gpu.triton_kernels import Specialized, specialize
+from kernels.gpu import tuning
+
+AMPERE = GPUTarget("cuda", 80, 32)
+HOPPER = GPUTarget("cuda", 90, 32)
+BLACKWELL = GPUTarget("cuda", 100, 32)
+MI300 = GPUTarget("hip", "gfx942", 64)
+
+
+@dataclass
+class Launch:
+    """What a launcher asked for; `configs` of an untuned kernel is [None]."""
+
+    kernel: triton.JITFunction
+    tensors: Sequence[Any]
+    arguments: dict[str, Any]
+    configs: list[triton.Config | None]
+
+    @property
+    def name(self) -> str:
+        return str(self.kernel.__name__)
+
+    def specialize(self, config: triton.Config | None, target: GPUTarget) -> Specialized:
+        """The kernel as a launch with these arguments and `config` on `target` would compile it."""
+        arguments = {**self.arguments, **(config.all_kwargs() if config else {})}
+        return specialize(self.kernel, self.tensors, arguments, target)
+
+    def compile(self, config: triton.Config | None, target: GPUTarget) -> CompiledKernel:
+        """That, compiled."""
+        return self.specialize(config, target).compile()
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Launchers called inside the `with` block launch nothing; the list says what they would."""
+    launches: list[Launch] = []
+
+    def record(kernel: Any, grid: Any, tensors: Sequence[Any], **arguments: Any) -> None:
+        configs: list[triton.Config | None] = [None]
+        if isinstance(kernel, Autotuner):
+            configs = list(tuning.pruned_configs(kernel, tensors, arguments))
+            kernel = kernel.fn
+        launches.append(Launch(kernel, tensors, arguments, configs))
+
+    with mock.patch.object(tuning, "launch", record):
+        yield launches
+
+
+def launches_of(launcher: Callable[..., Any], *args: Any) -> list[Launch]:
+    """What `launcher(*args)` would launch."""
+    with recorded() as launches:
+        launcher(*args)
+    return launches
