@@ -7,6 +7,7 @@ from importlib import import_module
 # code: 1 if something does not hold, 2 for a wrong call. It is imported only when it is asked for.
 COMMANDS = {
     "bars": "the long measurements, asked beside seen",
+    "verify": "every operation, dtype, layout and shape: Triton, eager, reference and torchvision",
 }
 
 

@@ -1,0 +1,205 @@
+"""`python -m bench verify`: every operation, dtype, layout and shape; Triton, eager, reference and torchvision.
+
+Results are compared by `bench.error_rule`. On the virtual GPU each case also reports accesses out of bounds or
+misaligned, races, memory that nobody wrote, and results that depend on the order of warps.
+"""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from bench.environment import environment
+from bench.operations import OPERATIONS
+from bench.scenes import Scene, scenes
+from bench.verify_case import Finding, verify_case
+from bench.verify_places import Place, environment_for, place, whatever_is_there
+
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+}
+LAYOUTS = ("channels last", "contiguous", "blocks")
+SIDES = ("triton", "eager", "reference", "torchvision")
+WIDTH_WITHOUT_TERMINAL = 160
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Verify operations: Triton, eager, reference and torchvision, by the error rule.
+
+    Attributes:
+        on: where the Triton kernels run; auto takes a GPU, else the virtual GPU, else the interpreter.
+        operation: only these. dtype: only these. layout: only these. shape: only these, by name.
+        json: where to write every case.
+    """
+
+    on: Literal["auto", "interpreter", "virtual", "gpu"] = "auto"
+    operation: tuple[str, ...] = ()
+    dtype: tuple[str, ...] = ()
+    layout: tuple[str, ...] = ()
+    shape: tuple[str, ...] = ()
+    json: Path | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operation with a dtype, a layout and a shape, and what was found."""
+
+    operation: str
+    dtype: str
+    layout: str
+    shape: str
+    seconds: float
+    findings: tuple[Finding, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.operation}, {self.dtype}, {self.layout}, {self.shape}"
+
+    @property
+    def breaches(self) -> list[Finding]:
+        return [finding for finding in self.findings if not finding.holds]
+
+    def share(self, side: str, binding: bool = True) -> float | None:
+        """The largest error of a side as a share of what is allowed; None if the side was not judged."""
+        chosen = [each for each in self.findings if each.side == side and each.binding == binding]
+        return max((each.comparison.share for each in chosen), default=None)
+
+
+def main(arguments: list[str]) -> int:
+    """`verify`; exit code 1 on any breach, 2 for a wrong call."""
+    try:
+        chosen = tyro.cli(Arguments, prog="python -m bench verify", args=arguments)
+    except SystemExit as end:  # help, or arguments that do not parse
+        return end.code if isinstance(end.code, int) else 0
+    where = whatever_is_there() if chosen.on == "auto" else chosen.on
+    needed = environment_for(where)
+    if needed is not None:
+        command = [sys.executable, "-m", "bench", "verify", *arguments, "--on", where]
+        return subprocess.run(command, env=needed, check=False).returncode
+    try:
+        here = place(where)
+        picked = pick(chosen, here)
+    except (RuntimeError, ValueError) as error:
+        print(f"python -m bench verify: {error}", file=sys.stderr)
+        return 2
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+    cases = []
+    for operation, dtype, layout, scene in picked:
+        case = verify_one(operation, dtype, layout, scene, here)
+        cases.append(case)
+        for breach in case.breaches:
+            line = f"BREACH {case.name}: {told(breach)}"
+            console.print(line, style="bold red", highlight=False, soft_wrap=True)
+    return report(cases, where, environment(here.describe()), console, chosen.json)
+
+
+def pick(chosen: Arguments, here: Place) -> list[tuple[str, str, str, Scene]]:
+    """Operation, dtype, layout and shape of all cases that are asked for.
+
+    Raises:
+        ValueError: something that is asked for does not exist.
+    """
+    shapes = {scene.name: scene for scene in scenes(here.size)}
+    operations = _pick("operation", chosen.operation, tuple(OPERATIONS))
+    dtypes = _pick("dtype", chosen.dtype, tuple(DTYPES))
+    layouts = _pick("layout", chosen.layout, LAYOUTS)
+    names = _pick("shape", chosen.shape, tuple(shapes))
+    picked = [
+        (operation, dtype, layout, shapes[name])
+        for operation in operations
+        for dtype in dtypes
+        for layout in OPERATIONS[operation][1]
+        if layout in layouts
+        for name in names
+    ]
+    if not picked:
+        raise ValueError("no operation of those has one of these layouts")
+    return picked
+
+
+def verify_one(operation: str, dtype: str, layout: str, scene: Scene, here: Place) -> Case:
+    start = time.perf_counter()
+    problem = OPERATIONS[operation][0](scene, DTYPES[dtype], layout)
+    oracle: Literal["eager", "reference"] = "eager" if scene.full else "reference"
+    findings = verify_case(problem, DTYPES[dtype], here, oracle)
+    return Case(operation, dtype, layout, scene.name, time.perf_counter() - start, tuple(findings))
+
+
+def _pick(what: str, asked: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    unknown = [each for each in asked if each not in known]
+    if unknown:
+        raise ValueError(f"there is no {what} {unknown[0]!r} here; there is {', '.join(known)}")
+    return tuple(asked) or known
+
+
+def told(finding: Finding) -> str:
+    """A finding for people."""
+    where = ", ".join(part for part in (finding.side, finding.output, finding.run) if part)
+    return f"{where}: {finding.comparison}"
+
+
+def report(cases: Sequence[Case], where: str, made_with: dict[str, str], console: Console, file: Path | None) -> int:
+    """Prints the table, writes the file; the exit code."""
+    console.print(_table(cases, made_with["device"]))
+    broken = [case for case in cases if case.breaches]
+    seconds = sum(case.seconds for case in cases)
+    console.print(f"{len(cases)} cases on {where}, {len(broken)} with a breach, {seconds:.0f} s")
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"on": where, **made_with, "cases": [_row(case) for case in cases]}, indent=1))
+    return 1 if broken else 0
+
+
+def _table(cases: Sequence[Case], device: str) -> Table:
+    table = Table(title=f"Largest error as a share of what is allowed, on {device}", title_justify="left")
+    for heading in ("operation", "dtype", "layout", "cases"):
+        table.add_column(heading)
+    for side in SIDES:
+        table.add_column(side, justify="right")
+    table.add_column("triton, approximations at an end", justify="right")
+    table.add_column("holds")
+    groups: dict[tuple[str, str, str], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.operation, case.dtype, case.layout), []).append(case)
+    for key, group in groups.items():
+        holds = not any(case.breaches for case in group)
+        shares = [_share([case.share(side) for case in group]) for side in SIDES]
+        shares.append(_share([case.share("triton", binding=False) for case in group]))
+        table.add_row(*key, str(len(group)), *shares, "yes" if holds else "NO", style=None if holds else "bold red")
+    return table
+
+
+def _share(shares: Sequence[float | None]) -> str:
+    known = [each for each in shares if each is not None]
+    if not known:
+        return ""
+    worst = max(known)
+    return "exact" if worst == 0 else "wrong" if math.isinf(worst) else f"{worst:.2f}"
+
+
+def _row(case: Case) -> dict[str, object]:
+    findings = [
+        {
+            "side": each.side,
+            "output": each.output,
+            "run": each.run,
+            "holds": each.holds,
+            "binding": each.binding,
+            "wrong": each.comparison.wrong,
+            "errors": [asdict(norm) for norm in each.comparison.norms],
+        }
+        for each in case.findings
+    ]
+    named = {name: getattr(case, name) for name in ("operation", "dtype", "layout", "shape", "seconds")}
+    return {**named, "holds": not case.breaches, "findings": findings}
