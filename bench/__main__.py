@@ -8,6 +8,7 @@ from importlib import import_module
 COMMANDS = {
     "bars": "the long measurements, asked beside seen",
     "verify": "every operation, dtype, layout and shape: Triton, eager, reference and torchvision",
+    "resources": "registers, spills, access widths and atomics of every configuration of every kernel and target",
 }
 
 

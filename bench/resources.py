@@ -1,0 +1,222 @@
+"""`python -m bench resources`: what every configuration of every kernel compiles to, for each target, with no GPU.
+
+Registers, spills, shared memory, widths of loads and stores, form of atomics. Launches are those of the operations in
+`bench.operations`, at the sizes of the model's heads.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+
+import kernels
+from bench.cases import Pyramid
+from bench.environment import environment
+from bench.launches import AMPERE, BLACKWELL, HOPPER, MI300, Launch, recorded
+from bench.machine_code import Demand, of_amd, of_nvidia
+from bench.operations import OPERATIONS
+from bench.scenes import Scene
+from bench.verify_case import results_of
+from bench.virtual_gpu.torch_operations import Watch
+
+TARGETS = {"sm_80": AMPERE, "sm_90": HOPPER, "sm_100": BLACKWELL, "gfx942": MI300}
+MOST_REGISTERS = 128
+HOT_BYTES = 16
+WIDTH_WITHOUT_TERMINAL = 200
+
+# Where most bytes are read as rows of channels, by kernel: the arguments whose loads have to be 16 bytes wide in
+# channels-last layout.
+HOT_LOADS = {
+    "_channels_last_kernel": ("features",),
+    "_gather_kernel": ("grad_ptr",),
+    "_logits_kernel": ("features_ptr",),
+    "_class_gradient_kernel": ("features_ptr",),
+    "_pool_kernel": ("input_ptr",),
+}
+
+HEAD = Scene("box head", Pyramid(2, 128, 160, 256), 16, classes=80, mask_side=28, candidates=200)
+SCENES = (
+    HEAD,
+    Scene("mask head", HEAD.pyramid, 16, pooled=(14, 14), classes=80, mask_side=28, candidates=200),
+    Scene("adaptive", HEAD.pyramid, 16, sampling_ratio=-1, aligned=True, classes=80, mask_side=28, candidates=200),
+)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compile every configuration of every kernel and say what it needs.
+
+    Attributes:
+        operation: only what these launch. kernel: only these.
+        dtype: of the operations. target: to compile for.
+        json: where to write every configuration.
+    """
+
+    operation: tuple[str, ...] = tuple(OPERATIONS)
+    kernel: tuple[str, ...] = ()
+    dtype: tuple[str, ...] = ("float32", "bfloat16")
+    target: tuple[str, ...] = tuple(TARGETS)
+    json: Path | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A configuration on a target. demand: None if it does not compile. problems: what must not be."""
+
+    kernel: str
+    launched_by: str
+    config: str
+    target: str
+    demand: Demand | None
+    problems: tuple[str, ...]
+
+
+def main(arguments: list[str]) -> int:
+    """`resources`; exit code 1 if anything has a problem, 2 for a wrong call."""
+    try:
+        chosen = tyro.cli(Arguments, prog="python -m bench resources", args=arguments)
+    except SystemExit as end:  # help, or arguments that do not parse
+        return end.code if isinstance(end.code, int) else 0
+    if triton.knobs.runtime.interpret:
+        return _refuse("kernels are compiled here: start the process without TRITON_INTERPRET=1")
+    for what, asked, known in (
+        ("operation", chosen.operation, tuple(OPERATIONS)),
+        ("dtype", chosen.dtype, ("float32", "float16", "bfloat16", "float64")),
+        ("target", chosen.target, tuple(TARGETS)),
+    ):
+        if unknown := [each for each in asked if each not in known]:
+            return _refuse(f"there is no {what} {unknown[0]!r}; there is {', '.join(known)}")
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+    rows = []
+    for row in compiled(chosen):
+        rows.append(row)
+        for problem in row.problems:
+            line = f"PROBLEM {row.kernel}, {row.target}, {row.config}, {row.launched_by}: {problem}"
+            console.print(line, style="bold red", highlight=False, soft_wrap=True)
+    if not rows:
+        return _refuse("these operations launch none of these kernels")
+    return report(rows, console, chosen.json)
+
+
+def _refuse(why: str) -> int:
+    print(f"python -m bench resources: {why}", file=sys.stderr)
+    return 2
+
+
+def compiled(chosen: Arguments) -> Iterator[Row]:
+    """A row for each different compilation."""
+    seen = set()
+    for launched_by, launch in launches(chosen.operation, chosen.dtype):
+        if chosen.kernel and launch.name not in chosen.kernel:
+            continue
+        for config in launch.configs:
+            for name in chosen.target:
+                specialized = launch.specialize(config, TARGETS[name])
+                if (launch.name, specialized.key) not in seen:
+                    seen.add((launch.name, specialized.key))
+                    yield examine(launch, launched_by, config, name)
+
+
+def launches(operations: Sequence[str], dtypes: Sequence[str]) -> Iterator[tuple[str, Launch]]:
+    """What operations launch forward and backward, and for what, in every layout, at the sizes of the heads."""
+    for operation in operations:
+        make, layouts = OPERATIONS[operation]
+        for dtype in dtypes:
+            for layout in layouts:
+                for scene in SCENES:
+                    problem = make(scene, getattr(torch, dtype), layout)
+                    # Integers that no kernel writes are 0, so that they may be used as indices.
+                    with kernels.use("triton"), Watch(lambda _: None, 0), recorded() as found:
+                        results_of(problem, problem.call, problem.inputs, getattr(torch, dtype))
+                    for launch in found:
+                        yield f"{operation}, {dtype}, {layout}, {scene.name}", launch
+
+
+def examine(launch: Launch, launched_by: str, config: triton.Config | None, target: str) -> Row:
+    """Compiles one configuration."""
+    specialized = launch.specialize(config, TARGETS[target])
+    told = "the only one" if config is None else _told(config)
+    try:
+        kernel = specialized.compile()
+    except Exception as error:  # whatever the compiler raises is the finding
+        problem = f"does not compile: {type(error).__name__}: {str(error).strip().splitlines()[-1:]}"
+        return Row(launch.name, launched_by, told, target, None, (problem,))
+    if TARGETS[target].backend == "hip":
+        demand = of_amd(kernel)
+    else:
+        pointers = [name if isinstance(value, Tensor) else None for name, value in specialized.parameters()]
+        demand = of_nvidia(kernel, pointers)
+    hot = HOT_LOADS.get(launch.name, ()) if launch.arguments.get("CHANNELS_LAST", True) else ()
+    return Row(launch.name, launched_by, told, target, demand, tuple(problems(demand, hot, TARGETS[target])))
+
+
+def _told(config: triton.Config) -> str:
+    return ", ".join(f"{name} {value}" for name, value in config.all_kwargs().items())
+
+
+def problems(demand: Demand, hot: Sequence[str], target: GPUTarget) -> Iterator[str]:
+    """What must not be. Which argument a load is from is not known on AMD, where hot loads are not judged."""
+    if demand.spilled:
+        yield f"{demand.spilled} bytes or registers are spilled"
+    if demand.registers > MOST_REGISTERS:
+        yield f"{demand.registers} registers are more than {MOST_REGISTERS}"
+    for argument in hot if target.backend == "cuda" else ():
+        loads = [each for each in demand.accesses if each.kind == "load" and argument in each.arguments]
+        narrow = sorted({each.opcode for each in loads if each.bytes < HOT_BYTES})
+        if not loads:
+            yield f"no load of {argument} is found"
+        elif narrow:
+            yield f"{argument} is read less than {HOT_BYTES} bytes at a time: {', '.join(narrow)}"
+
+
+def report(rows: Sequence[Row], console: Console, file: Path | None) -> int:
+    """Prints the table, writes the file; the exit code."""
+    table = Table(title="The range over configurations, dtypes, layouts and sizes", title_justify="left")
+    headings: dict[str, Callable[[Demand], Any]] = {
+        "registers": lambda each: each.registers,
+        "spilled": lambda each: each.spilled,
+        "shared bytes": lambda each: each.shared,
+    }
+    for heading in ("kernel", "target", "compiled", *headings, "load bytes", "store bytes", "atomics", "problems"):
+        table.add_column(heading)
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.kernel, row.target), []).append(row)
+    for key, group in groups.items():
+        demands = [row.demand for row in group if row.demand is not None]
+        bad = sum(bool(row.problems) for row in group)
+        table.add_row(
+            *(*key, str(len(group))),
+            *(_range([figure(each) for each in demands]) for figure in headings.values()),
+            *(_all(width for each in demands for width in each.widths(kind)) for kind in ("load", "store")),
+            "\n".join(sorted({form for each in demands for form in each.atomics})) or "none",
+            str(bad) if bad else "none",
+            style="bold red" if bad else None,
+        )
+    console.print(table)
+    broken = sum(bool(row.problems) for row in rows)
+    console.print(f"{len(rows)} compilations, {broken} with a problem")
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({**environment("none: compiled"), "rows": [asdict(row) for row in rows]}, indent=1))
+    return 1 if broken else 0
+
+
+def _range(values: Sequence[int]) -> str:
+    if not values:
+        return ""
+    return str(min(values)) if min(values) == max(values) else f"{min(values)} to {max(values)}"
+
+
+def _all(widths: Iterator[int]) -> str:
+    return " ".join(map(str, sorted(set(widths), reverse=True)))

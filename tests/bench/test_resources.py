@@ -1,0 +1,150 @@
+"""`python -m bench resources`: how code is read, and what is held for a problem."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from bench import resources
+from bench.__main__ import main
+from bench.launches import HOPPER, MI300
+from bench.machine_code import Access, Demand, accesses_of, of_amd
+from bench.virtual_gpu.ptx import parse
+
+PTX = """
+.version 8.7
+.target sm_90a
+.address_size 64
+.visible .entry walk(
+	.param .u64 .ptr .global .align 1 walk_param_0,
+	.param .u64 .ptr .global .align 1 walk_param_1,
+	.param .u32 walk_param_2,
+	.param .u64 walk_param_3
+)
+.reqntid 32
+{
+	.reg .pred %p<3>;
+	.reg .b16 %rs<4>;
+	.reg .b32 %r<12>;
+	.reg .b64 %rd<14>;
+	ld.param.b64 %rd1, [walk_param_0];
+	ld.param.b64 %rd2, [walk_param_1];
+	ld.param.b32 %r1, [walk_param_2];
+	ld.param.b64 %rd3, [walk_param_3];
+	mov.u32 %r2, %tid.x;
+	mul.wide.s32 %rd4, %r2, 16;
+	add.s64 %rd5, %rd1, %rd4;
+	add.s64 %rd6, %rd5, %rd3;
+	mov.b64 %rd7, %rd2;
+$L__loop:
+	ld.global.v4.b32 {%r3, %r4, %r5, %r6}, [%rd6+16];
+	@%p1 ld.global.L1::evict_last.b16 {%rs1}, [%rd9];
+	add.s64 %rd8, %rd6, 2;
+	mov.b64 %rd9, %rd8;
+	cvt.u64.u32 %rd10, %r3;
+	add.s64 %rd11, %rd7, %rd10;
+	st.global.v2.b32 [%rd11], {%r3, %r4};
+	atom.global.gpu.relaxed.max.s32 %r7, [%rd11+4], %r5;
+	st.shared.b32 [%r2], %r5;
+	@%p2 bra $L__loop;
+	ret;
+}
+"""
+
+
+def test_accesses_and_the_arguments_they_go_through() -> None:
+    """Through a loop: the second load's address is made below it. The last parameter is a number."""
+    found = accesses_of(parse(PTX, "walk"), ["input_ptr", "out_ptr", None, None])
+    assert found == [
+        Access("load", 16, "ld.global.v4.b32", ("input_ptr",)),
+        Access("load", 2, "ld.global.L1::evict_last.b16", ("input_ptr",)),
+        Access("store", 8, "st.global.v2.b32", ("out_ptr",)),
+        Access("atomic", 4, "atom.global.gpu.relaxed.max.s32", ("out_ptr",)),
+    ]
+
+
+def test_amd_code() -> None:
+    code = """
+	global_load_dwordx4 v[0:3], v4, s[0:1]
+	buffer_load_ushort v5, v6, s[4:7], 0 offen
+	global_load_short_d16_hi v5, v6, s[4:5]
+	buffer_store_dwordx2 v[0:1], v4, s[4:7], 0 offen
+	global_atomic_smax v4, v5, s[0:1]
+    .vgpr_count:     37
+    .vgpr_spill_count: 2
+    .sgpr_spill_count: 0
+    .private_segment_fixed_size: 12
+"""
+    demand = of_amd(SimpleNamespace(asm={"amdgcn": code}, metadata=SimpleNamespace(shared=64)))
+    assert (demand.registers, demand.spilled, demand.shared) == (37, 14, 64)
+    assert demand.widths("load") == [16, 2]
+    assert demand.widths("store") == [8]
+    assert demand.atomics == ["atomic_smax"]
+
+
+WIDE, NARROW = (
+    Access("load", 16, "ld.global.v4.b32", ("input_ptr",)),
+    Access("load", 4, "ld.global.b32", ("input_ptr",)),
+)
+
+
+@pytest.mark.parametrize(
+    ("demand", "told"),
+    [
+        (Demand(128, 0, 0, (WIDE,)), ""),
+        (Demand(129, 0, 0, (WIDE,)), "129 registers are more than 128"),
+        (Demand(20, 8, 0, (WIDE,)), "8 bytes or registers are spilled"),
+        (Demand(20, 0, 0, (WIDE, NARROW)), "input_ptr is read less than 16 bytes at a time: ld.global.b32"),
+        (Demand(20, 0, 0, (Access("load", 4, "ld.global.b32", ("rois_ptr",)),)), "no load of input_ptr is found"),
+    ],
+)
+def test_problems(demand: Demand, told: str) -> None:
+    assert list(resources.problems(demand, ["input_ptr"], HOPPER)) == ([told] if told else [])
+    assert list(resources.problems(Demand(20, 0, 0, (NARROW,)), ["input_ptr"], MI300)) == []
+
+
+def test_a_problem_ends_the_run_with_1() -> None:
+    good = resources.Row("a_kernel", "op", "BLOCK 4", "sm_90", Demand(20, 0, 0, (WIDE,)), ())
+    bad = resources.Row("b_kernel", "op", "BLOCK 4", "sm_90", None, ("does not compile",))
+    for rows, code in (([good], 0), ([good, bad], 1)):
+        target = Console(file=io.StringIO(), width=160)
+        assert resources.report(rows, target, None) == code
+        assert isinstance(target.file, io.StringIO)
+        assert f"{len(rows)} compilations, {code} with a problem" in target.file.getvalue()
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--target", "sm_1"], "no target 'sm_1'; there is sm_80, sm_90, sm_100, gfx942"),
+        (["--operation", "roi"], "no operation 'roi'; there is roi_align"),
+        (["--operation", "nms", "--kernel", "_no_kernel"], "launch none of these kernels"),
+    ],
+)
+def test_a_wrong_call(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["resources", "--dtype", "float32", *arguments]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.compiled
+def test_kernels_with_hot_loads_are_those_that_are_launched() -> None:
+    """A kernel or an argument that has another name by now would go without its check."""
+    operations = ("multiscale_roi_align", "roi_pool", "mask_predict")
+    found = {launch.name: launch for _, launch in resources.launches(operations, ["bfloat16"])}
+    for kernel, arguments in resources.HOT_LOADS.items():
+        assert set(arguments) <= set(found[kernel].kernel.arg_names)
+
+
+@pytest.mark.compiled
+def test_a_configuration_is_compiled_and_read() -> None:
+    launches = [launch for _, launch in resources.launches(["roi_align"], ["float32"])]
+    launch = next(each for each in launches if each.name == "_channels_last_kernel")
+    for target, row_bytes in (("sm_90", 16), ("gfx942", 8)):  # twice the threads read the same row
+        row = resources.examine(launch, "a test", launch.configs[0], target)
+        assert row.demand is not None
+        assert row.demand.registers > 10
+        assert row_bytes in row.demand.widths("load")
+        assert row.demand.widths("store") == [row_bytes]
+        assert row.demand.atomics == []
