@@ -136,8 +136,8 @@ def mask_loss(scene: Scene, dtype: torch.dtype, layout: str) -> Problem:
     logits[targets["weights"] == 0] = float("nan")
     return Problem(
         {"logits": _maps(logits, dtype, layout), "labels": labels, **targets},
-        lambda **inputs: _of_parts(lambda **each: kernels.mask_loss(**each, sampling_ratio=ratio), **inputs),
-        lambda **inputs: _of_parts(lambda **each: peers.mask_loss(**each, sampling_ratio=ratio), **inputs),
+        lambda **inputs: _of_parts(kernels.mask_loss, scene.losses, sampling_ratio=ratio, **inputs),
+        lambda **inputs: _of_parts(peers.mask_loss, scene.losses, sampling_ratio=ratio, **inputs),
         ("losses",),
         differentiable=("logits",),
     )
@@ -167,8 +167,8 @@ def mask_predict_loss(scene: Scene, dtype: torch.dtype, layout: str) -> Problem:
 
     return Problem(
         {**_last_layer(scene, dtype, layout), "labels": labels, **targets},
-        lambda **inputs: _of_parts(ours, **inputs),
-        lambda **inputs: _of_parts(theirs, **inputs),
+        lambda **inputs: _of_parts(ours, scene.losses, **inputs),
+        lambda **inputs: _of_parts(theirs, scene.losses, **inputs),
         ("losses",),
         differentiable=("features", "layer"),
     )
@@ -220,10 +220,11 @@ def _targets(scene: Scene) -> tuple[dict[str, Tensor], Tensor]:
     return targets, scene.choices(scene.classes, number, seed=9)
 
 
-def _of_parts(loss: Callable[..., Tensor], weights: Tensor, **inputs: Tensor) -> Tensor:
+def _of_parts(loss: Callable[..., Tensor], number: int, weights: Tensor, **inputs: Any) -> Tensor:
     """Losses of every RoI, every second, every third and so on: a single number is too few for a rule on errors."""
     place = torch.arange(len(weights), device=weights.device)
-    return torch.stack([loss(weights=weights * (place % step == 0), **inputs) for step in range(1, 9)])
+    steps = range(1, 1 + max(1, min(number, len(weights))))
+    return torch.stack([loss(weights=weights * (place % step == 0), **inputs) for step in steps])
 
 
 def _last_layer(scene: Scene, dtype: torch.dtype, layout: str) -> dict[str, Tensor]:

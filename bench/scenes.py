@@ -28,7 +28,7 @@ class Scene:
         level: of the pyramid, for operations on one feature map.
         classes, mask_side: of mask logits.
         candidates: boxes in each of two segments of NMS, and anchors. max_keep: of NMS.
-        truths: boxes and masks of ground truth an image.
+        truths: boxes and masks of ground truth an image. losses: that are computed, each of other RoIs.
         full: whether the reference, which loops in Python, would take too long.
     """
 
@@ -45,6 +45,7 @@ class Scene:
     candidates: int = 100
     max_keep: int = 40
     truths: int = 4
+    losses: int = 8
     full: bool = False
 
     @property
@@ -141,7 +142,7 @@ def scenes(size: Size) -> list[Scene]:
     tiny = size == "tiny"
     small = Scene("", Pyramid(2, 64, 96, 8 if tiny else 32), rois=2 if tiny else 6, pooled=(3, 2) if tiny else (7, 7))
     if tiny:
-        small = replace(small, mask_side=6, candidates=70, max_keep=30)
+        small = replace(small, mask_side=6, candidates=70, max_keep=30, losses=3)
     few = replace(small, rois=1 if tiny else 3)
     common = [
         replace(small, name="odd", pyramid=Pyramid(3, 75, 101, 19), sampling_ratio=-1, aligned=True, classes=3),

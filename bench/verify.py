@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 import tyro
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from bench.environment import environment
@@ -95,7 +96,7 @@ def main(arguments: list[str]) -> int:
         return 2
     console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
     cases = []
-    for operation, dtype, layout, scene in picked:
+    for operation, dtype, layout, scene in track(picked, "verifying", console=console, disable=not console.is_terminal):
         case = verify_one(operation, dtype, layout, scene, here)
         cases.append(case)
         for breach in case.breaches:

@@ -1,6 +1,7 @@
 """Where the Triton kernels run when they are verified: interpreted, compiled on the virtual GPU, or on a real one."""
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -89,7 +90,8 @@ class Interpreter:
         from bench.virtual_gpu import unwritten
         from bench.virtual_gpu.torch_operations import Watch
 
-        with kernels.use("triton"), Watch(lambda _: None, PATTERNS[0]):
+        with warnings.catch_warnings(), kernels.use("triton"), Watch(lambda _: None, PATTERNS[0]):
+            warnings.simplefilter("ignore", RuntimeWarning)  # of NumPy, on NaN and infinite boxes
             results = compute()
         never = {name: unwritten(each, PATTERNS[0]) for name, each in results.items() if each.dtype.is_floating_point}
         return Seen({"": results}, _told_unwritten(never))
