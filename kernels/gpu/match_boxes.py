@@ -59,7 +59,7 @@ def _overlaps(anchor, gt):
     return tl.where(overlap == overlap, overlap, float("inf"))
 
 
-@tuning.tuned(configs=CONFIGS, key=KEY, prune=prune_tiles)
+@tuning.tuned(configs=CONFIGS, key=KEY, prune=prune_tiles, accumulates=["nearest_ptr"])
 @triton.jit(do_not_specialize=COUNTS)
 def _best_kernel(
     anchors_ptr,  # [N, 4] or [B, N, 4]

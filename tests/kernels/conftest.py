@@ -1,0 +1,1 @@
+"""Its place puts this folder on the path: `operations` serves the folders below too."""
