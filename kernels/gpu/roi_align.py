@@ -6,8 +6,10 @@ samples.
 
 Channels last: a program takes a RoI and a block of channels, one row of bins to a warp. It walks along x and
 holds two neighbouring columns of the map, already summed along y, so that each column is read once per row of
-bins, as rows of channels of 16 bytes a thread; there is no shared memory and no barrier. Contiguous maps:
-lanes are bins, so that neighbouring lanes read neighbouring pixels.
+bins, as rows of channels of 16 bytes a thread; there is no shared memory and no barrier. Where a
+multiplication and an addition are one is written down, and not left to the compiler, which decides otherwise
+for other configurations: all give the same bits. Contiguous maps: lanes are bins, so that neighbouring lanes
+read neighbouring pixels.
 """
 
 import math
@@ -111,7 +113,7 @@ def _channels_last_kernel(
                     missing += 1
                 held = column
                 fraction = x - column
-                total += (1.0 - fraction) * left + fraction * right
+                total = tl.fma(fraction, right, tl.fma(1.0 - fraction, left, total))
         tl.store(
             out + bin_x * CHANNELS,
             (total * share_of_sample(y_grid, x_grid)).to(out_ptr.dtype.element_ty),
@@ -141,9 +143,10 @@ def _column(pointer, line, used, row, y_grid, y_first, y_stop, y_count, RATIO: t
                 fresh = here & (weight > 0)
                 if number > 0:
                     fresh = fresh & ~(there & ((pixel == last) | (pixel == last + 1)))
-                value += weight[:, None] * tl.load(
+                feature = tl.load(
                     pointer + (pixel.to(index_type) * line)[:, None], mask=fresh[:, None] & used, other=0.0
-                ).to(dtype)
+                )
+                value = tl.fma(weight[:, None], feature.to(dtype), value)
     else:
         for offset in range(y_count):
             number = y_first + offset
@@ -152,12 +155,10 @@ def _column(pointer, line, used, row, y_grid, y_first, y_stop, y_count, RATIO: t
             top = y.to(tl.int32)
             fraction = y - top
             upper = pointer + (top.to(index_type) * line)[:, None]
-            value += tl.where(counts, 1.0 - fraction, 0.0)[:, None] * tl.load(
-                upper, mask=counts[:, None] & used, other=0.0
-            ).to(dtype)
-            value += tl.where(counts, fraction, 0.0)[:, None] * tl.load(
-                upper + line, mask=(counts & (fraction > 0))[:, None] & used, other=0.0
-            ).to(dtype)
+            feature = tl.load(upper, mask=counts[:, None] & used, other=0.0)
+            value = tl.fma(tl.where(counts, 1.0 - fraction, 0.0)[:, None], feature.to(dtype), value)
+            feature = tl.load(upper + line, mask=(counts & (fraction > 0))[:, None] & used, other=0.0)
+            value = tl.fma(tl.where(counts, fraction, 0.0)[:, None], feature.to(dtype), value)
     return value
 
 
@@ -291,6 +292,7 @@ def roi_align(
                 lambda meta: (num_rois, triton.cdiv(channels, meta["BLOCK_C"])),
                 tensors,
                 BLOCK_H=triton.next_power_of_2(height),
+                enable_fp_fusion=False,
                 **arguments,
             )
         else:
