@@ -50,6 +50,19 @@ def implementation_for(tensor: Tensor) -> Implementation:
     return wanted
 
 
+def values_may_be_read(tensor: Tensor) -> bool:
+    """Whether a check may look at the values of `tensor`, and not only at its shape.
+
+    On a CPU it may. A GPU would have to be waited for: there it may only if MRCNN_CHECK_VALUES=1 asks for it, and not
+    while a CUDA graph is captured, which a wait would end.
+    """
+    if tensor.device.type == "cpu":
+        return True
+    if os.environ.get("MRCNN_CHECK_VALUES") != "1":
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 def run(implementation: str, stem: str, function: str, device: torch.device, *arguments: Any) -> Any:
     """Calls a function of file `stem` in one implementation, which is imported at the first call.
 

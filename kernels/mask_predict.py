@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.dispatch import implementation_for, run
+from kernels.dispatch import implementation_for, run, values_may_be_read
 
 
 def mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def _check_devices(features: Tensor, others: dict[str, Tensor]) -> None:
 
 
 def _check_range(name: str, value: Tensor, used: Tensor, most: int) -> None:
-    """Only values tell; a CPU can be asked without a wait."""
+    """Only values tell."""
     outside = used & ((value < 0) | (value >= most))
     if outside.any():
         raise ValueError(f"{name} holds {value[outside][0].item()}; it must be from 0 to {most - 1}")
@@ -145,7 +145,7 @@ def _side(features: Tensor) -> int:
 
 @torch.library.custom_op("mrcnn::mask_predict", mutates_args=())
 def _mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, implementation: str) -> Tensor:
-    if features.device.type == "cpu":
+    if values_may_be_read(labels):
         _check_range("labels", labels, torch.ones_like(labels, dtype=torch.bool), weight.shape[0])
     arguments = (features, weight, bias, labels)
     result: Tensor = run(implementation, "mask_predict", "mask_predict", features.device, *arguments)
@@ -173,7 +173,7 @@ def _mask_predict_loss(
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
     """The loss and its derivative by each RoI's logits [K, M, M]."""
-    if features.device.type == "cpu":
+    if values_may_be_read(labels):
         _check_range("labels", labels, weights != 0, weight.shape[0])
         _check_range("gt_index", gt_index, weights != 0, gt_masks.shape[0])
     arguments = (features, weight, bias, labels, boxes, gt_masks, gt_index, weights, sampling_ratio)
