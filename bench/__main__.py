@@ -9,6 +9,7 @@ COMMANDS = {
     "bars": "the long measurements, asked beside seen",
     "verify": "every operation, dtype, layout and shape: Triton, eager, reference and torchvision",
     "resources": "registers, spills, access widths and atomics of every configuration of every kernel and target",
+    "tune": "the fastest configuration of every kernel on this GPU, as a table that can be shipped",
 }
 
 
