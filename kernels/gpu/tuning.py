@@ -186,7 +186,7 @@ def _has_driver() -> bool:
 
 
 def _capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -1,11 +1,17 @@
 """The kernels on a real GPU: full shapes against the eager implementation in float64, and what only a GPU has."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from error_rule import assert_error_rule
 from torch import Tensor
 
 import kernels
+from kernels.gpu import match_boxes
 
 pytestmark = pytest.mark.gpu
 
@@ -57,3 +63,49 @@ def test_segmented_nms_is_captured_in_a_graph() -> None:
         seen = kernels.segmented_nms(boxes, scores, 0.5, 100)
     graph.replay()
     assert all(torch.equal(first, second) for first, second in zip(seen, expected, strict=True))
+
+
+FIRST_CALL_IN_A_GRAPH = """
+import torch, kernels
+from kernels.gpu import tuning
+def never(*_): raise AssertionError("measured")
+tuning.benchmark = never
+features = torch.ones((1, 64, 32, 32), device="cuda").contiguous(memory_format=torch.channels_last)
+rois = torch.tensor([[0.0, 1, 1, 20, 20]], device="cuda")
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    pooled = kernels.roi_align(features, rois, 7)
+graph.replay()
+assert torch.equal(pooled, torch.ones_like(pooled))
+"""
+
+
+def test_the_first_call_of_a_process_is_captured_in_a_graph(tmp_path: Path) -> None:
+    """Nothing was compiled, loaded or measured before."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "triton"), "MRCNN_TUNING_FOLDER": str(tmp_path)}
+    environment.pop("MRCNN_PIN_CONFIG", None)
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_CALL_IN_A_GRAPH],
+        env=environment,
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_tuning_finds_and_keeps_a_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Forced matches, which are accumulated, are the same while tuning and after."""
+    monkeypatch.setenv("MRCNN_TUNING_FOLDER", str(tmp_path))
+    monkeypatch.delenv("MRCNN_PIN_CONFIG", raising=False)
+    for kernel in (match_boxes._best_kernel, match_boxes._forced_kernel):
+        monkeypatch.setattr(kernel, "cache", {})
+    boxes = rois(3000)[:, 1:]
+    arguments = (boxes, boxes[None, :20], torch.tensor([20]))
+    expected = kernels.match_boxes(*arguments)
+    for _ in range(2):
+        seen = kernels.match_boxes(*[each.cuda() for each in arguments])
+        assert all(torch.equal(ours.cpu(), theirs) for ours, theirs in zip(seen, expected, strict=True))
+    (table,) = tmp_path.glob("*.json")
+    assert "_best_kernel" in table.read_text()
