@@ -75,6 +75,11 @@ def proposals(pyramid: Pyramid, per_image: int = 512, clusters: int = 15, seed: 
     return together[torch.argsort(together[:, 0], stable=True)].contiguous()
 
 
+def gradients(pyramid: Pyramid, size: int, rois: int = 1024, seed: int = 2) -> Tensor:
+    """Normally distributed gradients of pooled features [K, C, size, size], contiguous."""
+    return torch.randn((rois, pyramid.channels, size, size), generator=torch.Generator().manual_seed(seed))
+
+
 def levels_of(rois: Tensor) -> Tensor:
     """Pyramid level of each RoI [K], 0 for P2 (Feature Pyramid Networks, equation 1)."""
     area = (rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])
@@ -111,3 +116,14 @@ def rpn_boxes(segments: int, number: int, seed: int = 5) -> tuple[Tensor, Tensor
         boxes.append(torch.minimum(corners.clamp(min=0), image))
     scores = torch.rand(segments * number, generator=torch.Generator().manual_seed(seed + 1)).view(segments, number)
     return torch.stack(boxes), scores.sort(dim=1, descending=True).values
+
+
+def one_call(boxes: Tensor, scores: Tensor) -> Tensor:
+    """Boxes [S * N, 4] of S segments as torchvision's batched_nms gives them to one call of nms.
+
+    Segments lie side by side, further apart than any box reaches, and all boxes are in descending order of score.
+    """
+    segments, number = scores.shape
+    apart = torch.arange(segments).repeat_interleave(number).float() * (1344 + 1)
+    order = scores.flatten().argsort(descending=True, stable=True)
+    return (boxes.reshape(-1, 4) + apart[:, None])[order].contiguous()

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 import torchvision
 
-from bench.virtual_gpu import torchvision_kernels, workload
+from bench.cases import SCALES, Pyramid, gradients, levels_of, one_call, proposals, rpn_boxes
+from bench.virtual_gpu import torchvision_kernels
 from bench.virtual_gpu.counters import Counters
 from bench.virtual_gpu.device import H100, VirtualGpu
 from bench.virtual_gpu.roofline import Roofline, roofline
@@ -29,45 +30,46 @@ class PeerBound:
     difference: float
 
 
-def forward(size: int, device: VirtualGpu = H100) -> PeerBound:
-    """RoIAlign of all levels, a launch for each; `size` bins a side."""
-    boxes = workload.rois()
-    levels = workload.levels_of(boxes)
+def forward(size: int, seed: int = 4, device: VirtualGpu = H100) -> PeerBound:
+    """RoIAlign of all levels, a launch for each; `size` bins a side, `seed` of the RoIs."""
+    pyramid = Pyramid()
+    rois = proposals(pyramid, seed=seed)
+    levels = levels_of(rois)
     counters, difference = Counters(), 0.0
-    for level, feature in enumerate(workload.features()):
-        own = boxes[levels == level].contiguous()
-        scale = 1 / workload.STRIDES[level]
-        out, launch = torchvision_kernels.roi_align_forward(
-            feature, own, (size, size), scale, RATIO, False, device=device
-        )
+    for level, feature in enumerate(pyramid.features()):
+        feature = feature.contiguous()
+        own = rois[levels == level].contiguous()
+        arguments = (SCALES[level], RATIO, False)
+        out, launch = torchvision_kernels.roi_align_forward(feature, own, (size, size), *arguments, device=device)
         launch.check()
         counters += launch.counters
-        wanted = torchvision.ops.roi_align(feature, own, size, scale, RATIO, False)
+        wanted = torchvision.ops.roi_align(feature, own, size, *arguments)
         difference = max(difference, (out - wanted).abs().max().item())
     return PeerBound(f"RoIAlign forward {size}x{size}", counters, roofline(counters, device), difference)
 
 
-def backward(size: int, device: VirtualGpu = H100) -> PeerBound:
+def backward(size: int, seed: int = 4, device: VirtualGpu = H100) -> PeerBound:
     """The gradients of all levels, without zeroing them."""
-    boxes = workload.rois()
-    levels, grads = workload.levels_of(boxes), workload.gradients(size)
+    pyramid = Pyramid()
+    rois = proposals(pyramid, seed=seed)
+    levels, grads = levels_of(rois), gradients(pyramid, size)
     counters, difference = Counters(), 0.0
-    for level, shape in enumerate(workload.level_shapes()):
-        own, grad = boxes[levels == level].contiguous(), grads[levels == level].contiguous()
-        scale = 1 / workload.STRIDES[level]
-        out, launch = torchvision_kernels.roi_align_backward(grad, own, shape, scale, RATIO, False, device=device)
+    for level, shape in enumerate(pyramid.shapes()):
+        own, grad = rois[levels == level].contiguous(), grads[levels == level].contiguous()
+        arguments = (SCALES[level], RATIO, False)
+        out, launch = torchvision_kernels.roi_align_backward(grad, own, shape, *arguments, device=device)
         launch.check()
         counters += launch.counters
         feature = torch.zeros(shape, requires_grad=True)
-        torchvision.ops.roi_align(feature, own, size, scale, RATIO, False).backward(grad)
+        torchvision.ops.roi_align(feature, own, size, *arguments).backward(grad)
         assert feature.grad is not None
         difference = max(difference, (out - feature.grad).abs().max().item())
     return PeerBound(f"RoIAlign backward {size}x{size}", counters, roofline(counters, device), difference)
 
 
-def nms(threshold: float = 0.7, device: VirtualGpu = H100) -> PeerBound:
+def nms(threshold: float = 0.7, seed: int = 5, device: VirtualGpu = H100) -> PeerBound:
     """The mask kernel on ten segments of 2,000 boxes in one call; `difference` counts boxes kept by one side only."""
-    boxes = workload.one_call(*workload.proposals())
+    boxes = one_call(*rpn_boxes(10, 2000, seed))
     mask, launch = torchvision_kernels.nms_mask(boxes, threshold, device=device)
     launch.check()
     kept = torchvision_kernels.keep_of_mask(mask)
@@ -80,10 +82,10 @@ def nms(threshold: float = 0.7, device: VirtualGpu = H100) -> PeerBound:
 def bounds(device: VirtualGpu = H100) -> Iterator[PeerBound]:
     """Every figure, one after another."""
     cases: list[Callable[[], PeerBound]] = [
-        lambda: forward(7, device),
-        lambda: forward(14, device),
-        lambda: backward(7, device),
-        lambda: backward(14, device),
+        lambda: forward(7, device=device),
+        lambda: forward(14, device=device),
+        lambda: backward(7, device=device),
+        lambda: backward(14, device=device),
         lambda: nms(device=device),
     ]
     for case in cases:
