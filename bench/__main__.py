@@ -10,6 +10,8 @@ COMMANDS = {
     "verify": "every operation, dtype, layout and shape: Triton, eager, reference and torchvision",
     "resources": "registers, spills, access widths and atomics of every configuration of every kernel and target",
     "tune": "the fastest configuration of every kernel on this GPU, as a table that can be shipped",
+    "compare": "ratios between two files of results",
+    "kernels": "our kernels beside torchvision's: times on a GPU, counts on the virtual one",
 }
 
 

@@ -110,6 +110,11 @@ def inference() -> list[Seen]:
 
 def operations() -> list[Seen]:
     """Eager operations on the CPU beside torchvision's, in one run."""
+    return of_pairs(cpu_operations.measure())
+
+
+def of_pairs(pairs: Sequence[cpu_operations.Pair]) -> list[Seen]:
+    """A line for each operation that was timed."""
     asked = {
         "RoIAlign 7x7, forward": 8,
         "RoIAlign 14x14, forward": 8,
@@ -124,7 +129,7 @@ def operations() -> list[Seen]:
             f"{pair.ours * 1e3:.1f} ms and {pair.torchvision * 1e3:.1f} ms: {pair.speedup:.1f}",
             pair.speedup >= asked[pair.name],
         )
-        for pair in cpu_operations.measure()
+        for pair in pairs
     ]
 
 

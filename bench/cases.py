@@ -1,7 +1,7 @@
 """Inputs that are measured and verified everywhere: real FPN shapes, and RoIs as a trained RPN proposes them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -37,6 +37,29 @@ class Pyramid:
             torch.randn(shape, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
             for shape in self.shapes()
         ]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one training step gives the kernels.
+
+    Attributes:
+        rois_per_image: to RoIAlign. segments, boxes, max_keep: of NMS, each segment an image and level.
+        mask_rois: an image, of the mask loss. classes: of its logits. mask_size: their height and width.
+    """
+
+    pyramid: Pyramid = field(default_factory=Pyramid)
+    rois_per_image: int = 512
+    segments: int = 10
+    boxes: int = 2_000
+    max_keep: int = 1_000
+    mask_rois: int = 128
+    classes: int = 80
+    mask_size: int = 28
+
+
+FULL = Workload()
+QUICK = Workload(Pyramid(2, 256, 320, 64), 32, 4, 300, 100, 16, 8, 14)
 
 
 def proposals(pyramid: Pyramid, per_image: int = 512, clusters: int = 15, seed: int = 4) -> Tensor:
@@ -127,3 +150,29 @@ def one_call(boxes: Tensor, scores: Tensor) -> Tensor:
     apart = torch.arange(segments).repeat_interleave(number).float() * (1344 + 1)
     order = scores.flatten().argsort(descending=True, stable=True)
     return (boxes.reshape(-1, 4) + apart[:, None])[order].contiguous()
+
+
+def mask_targets(pyramid: Pyramid, per_image: int = 128, objects: int = 15, seed: int = 4) -> tuple[Tensor, ...]:
+    """RoIs that a mask branch trains on, about the ground truth that each of them belongs to.
+
+    Ground truth has boxes as `proposals` draws them, and its mask is the ellipse inside. The centre of a RoI is off by
+    0.05 of its object's size and its own size by a factor of about 1.1, an overlap of the kind that makes positives.
+
+    Returns:
+        RoIs [K, 4], the masks' index [K] int64, boxes [G, 4] of the ground truth, masks [G, H, W] uint8, image after
+        image.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    truth = proposals(pyramid, objects, objects, seed)[:, 1:]
+    of = [torch.randint(0, objects, (per_image,), generator=generator) for _ in range(pyramid.images)]
+    index = torch.cat([each + image * objects for image, each in enumerate(of)])
+    center, size = (truth[:, :2] + truth[:, 2:])[index] / 2, (truth[:, 2:] - truth[:, :2])[index]
+    center = center + 0.05 * size * torch.randn(center.shape, generator=generator)
+    size = size * torch.exp(0.1 * torch.randn(size.shape, generator=generator))
+    edge = torch.tensor([pyramid.width, pyramid.height], dtype=torch.float32)
+    low, high = ((center + sign * size / 2).clamp(min=0).minimum(edge) for sign in (-1, 1))
+    x1, y1, x2, y2 = truth.T[:, :, None]
+    across = (torch.arange(pyramid.width) + 0.5 - (x1 + x2) / 2) / ((x2 - x1) / 2)
+    down = (torch.arange(pyramid.height) + 0.5 - (y1 + y2) / 2) / ((y2 - y1) / 2)
+    masks = across.square()[:, None, :] + down.square()[:, :, None] < 1
+    return torch.cat([low, high], 1), index, truth.contiguous(), masks.to(torch.uint8)

@@ -1,0 +1,119 @@
+"""The bars of the kernels on the virtual GPU: what was asked, as data, beside what rows show."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from bench.bars import Seen
+from bench.mask_predict_counts import FIGURE as WRITTEN
+from bench.results import Row
+from bench.torchvision_counts import TORCHVISION
+
+TIME = "time / torchvision's"
+INSTRUCTIONS = "instructions / torchvision's"
+LINES = "L1 lines / torchvision's"
+BYTES = "bytes / torchvision's"
+# Figures of a row that a ratio to torchvision's is made of.
+RATIOS = {TIME: "time bound, us", INSTRUCTIONS: "M instructions", LINES: "M L1 lines"}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A limit on a figure, at every seed.
+
+    Attributes:
+        case, dtype, layout: of the rows that it is for; any layout if that is empty.
+        most: the figure may be at most this; at_least: or at least this.
+    """
+
+    case: str
+    dtype: str
+    figure: str
+    most: float | None = None
+    layout: str = "contiguous"
+    at_least: float | None = None
+
+    @property
+    def asked(self) -> str:
+        if self.most is not None:
+            return f"at most {self.most:,g}" if self.most else "none"
+        return f"at least {self.at_least:,g}"
+
+    def holds(self, value: float) -> bool:
+        return value <= self.most if self.most is not None else value >= (self.at_least or 0)
+
+
+def _roi_align() -> Iterator[Bar]:
+    limits = {  # direction, dtype: time bound at 7x7 and 14x14
+        ("forward", "float32"): (0.30, 0.18),
+        ("forward", "bfloat16"): (0.16, 0.12),
+        ("backward", "float32"): (0.15, 0.15),
+        ("backward", "bfloat16"): (0.11, 0.09),
+    }
+    for (direction, dtype), times in limits.items():
+        for size, time in zip((7, 14), times, strict=True):
+            name, last = f"roi_align {size}x{size}, {direction}", "channels last"
+            yield Bar(name, dtype, TIME, time, last)
+            if direction == "backward":
+                yield Bar(name, dtype, "DRAM / least", 1.08, last)
+                yield Bar(name, dtype, "longest warp", 15_000, last)
+                yield Bar(name, dtype, "M atomic sectors", 0, last)
+                yield Bar(name, dtype, "waits", 0, last)
+                yield Bar(name, dtype, "orders with the same bits", None, last, at_least=3)
+            elif dtype == "float32":
+                yield Bar(name, dtype, LINES, 0.10, last)
+                yield Bar(name, dtype, "DRAM / least", 1.03, last)
+    for size in (7, 14):
+        yield Bar(f"roi_align {size}x{size}, forward", "float32", TIME, 1.0)
+        yield Bar(f"roi_align {size}x{size}, backward", "float32", TIME, 0.5)
+
+
+def _others() -> Iterator[Bar]:
+    nms = "segmented_nms 10 x 2000, top 1000, forward"
+    yield Bar(nms, "float32", f"mask kernel, {INSTRUCTIONS}", 0.12)
+    yield Bar(nms, "float32", "mask kernel, registers", 64)
+    yield Bar(nms, "float32", "reduction, instructions a segment", 60_000)
+    yield Bar(nms, "float32", "waits", 0)
+    for dtype in ("float32", "bfloat16"):
+        yield Bar("mask_loss 28x28, ratio 2, forward", dtype, BYTES, 0.025)
+        yield Bar("mask_loss 28x28, adaptive, forward", dtype, BYTES, 0.06)
+        yield Bar("mask_loss 28x28, adaptive, backward", dtype, "moved / dense gradient", 1.05)
+    yield Bar("mask_predict_loss, forward and backward", "float32", WRITTEN, 1)
+
+
+BARS = (*_roi_align(), *_others())
+
+
+def with_ratios(row: Row, rows: Sequence[Row]) -> Row:
+    """The row with its ratios to torchvision's row, among `rows`, of the same case and seed, where there is one."""
+    if row.by == TORCHVISION:
+        return row
+    operation, _, rest = row.case.partition(" ")
+    ratios = {}
+    for peer in rows:
+        if peer.by != TORCHVISION or peer.seed != row.seed or not peer.case.startswith(operation):
+            continue
+        if operation == "mask_loss":
+            if rest.endswith("forward"):
+                ratios[BYTES] = row.figures["moved, MB"] / peer.figures["moved, MB"]
+        elif operation == "segmented_nms":
+            mask_kernel = row.figures["mask kernel, M instructions"]
+            ratios[f"mask kernel, {INSTRUCTIONS}"] = mask_kernel / peer.figures["M instructions"]
+        elif peer.case == row.case:
+            ratios = {name: row.figures[of] / peer.figures[of] for name, of in RATIOS.items()}
+    return replace(row, figures={**row.figures, **ratios})
+
+
+def seen(rows: Sequence[Row]) -> list[Seen]:
+    """A line for each bar that the rows are about, with the figure at each seed."""
+    lines = []
+    for bar in BARS:
+        values = [
+            row.figures[bar.figure]
+            for row in rows
+            if (row.case, row.dtype, row.layout) == (bar.case, bar.dtype, bar.layout) and bar.figure in row.figures
+        ]
+        if values:
+            what = f"{bar.case}, {bar.dtype} {bar.layout}: {bar.figure}"
+            text = "  ".join(f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values)
+            lines.append(Seen(what, bar.asked, text, all(bar.holds(value) for value in values)))
+    return lines

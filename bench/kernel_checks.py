@@ -1,0 +1,41 @@
+"""Nothing is measured whose result is wrong: a case's results against torchvision's, by the error rule."""
+
+import torch
+from torch import Tensor
+
+from bench.error_rule import compare, compare_exactly
+from bench.kernel_cases import Case, differentiate
+
+
+class WrongResult(RuntimeError):
+    """What a case computed is not what torchvision computes."""
+
+
+def expected(case: Case, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Results and gradients by torchvision on the CPU, computed in `dtype`."""
+    inputs = case.peer_inputs(dtype)
+    outputs = case.peer(inputs)
+    return (*(each.detach() for each in outputs), *differentiate(outputs, inputs))
+
+
+def check(case: Case, results: tuple[Tensor, ...]) -> None:
+    """
+    Args:
+        case: what was computed.
+        results: its outputs, then the gradients of its leaves.
+
+    Raises:
+        WrongResult: a selection differs, or an error is above what the rule allows (`bench.error_rule`).
+    """
+    results = tuple(each.detach().cpu() for each in results)
+    plain = expected(case, torch.float32)
+    truth = plain if case.exact else expected(case, torch.float64)
+    if len(results) != len(plain):
+        raise WrongResult(f"{case.name} gave {len(results)} tensors instead of {len(plain)}")
+    for number, (ours, exact, rounded) in enumerate(zip(results, truth, plain, strict=True)):
+        if case.exact:
+            compared = compare_exactly(ours, exact)
+        else:
+            compared = compare(ours, exact, rounded.to(ours.dtype), case.dtype)
+        if not compared.holds:
+            raise WrongResult(f"{case.name}, {case.dtype_name} {case.layout}, seed {case.seed}, {number}: {compared}")

@@ -1,0 +1,68 @@
+"""Every row of counts, made now or kept from an earlier run of the same sources."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.cases import Workload
+from bench.figure_cache import cached
+from bench.kernel_cases import cases
+from bench.kernel_checks import WrongResult
+from bench.kernel_counts import count
+from bench.mask_predict_counts import count_mask_predict_loss
+from bench.results import Row
+from bench.torchvision_counts import count_torchvision
+from bench.virtual_gpu import VirtualGpuError
+
+BENCH = Path(__file__).parent
+# What counts depend on: torchvision's, and ours besides.
+SOURCES = [
+    BENCH / name for name in ("virtual_gpu", "cases.py", "kernel_cases.py", "kernel_checks.py", "torchvision_counts.py")
+]
+OUR_SOURCES = [*SOURCES, BENCH / "kernel_counts.py", BENCH / "mask_predict_counts.py", BENCH.parent / "kernels"]
+PACKAGES = ("torch", "torchvision", "triton")
+
+
+def every(
+    operations: Sequence[str],
+    dtypes: Sequence[torch.dtype],
+    seeds: Sequence[int],
+    workload: Workload,
+    wrong: list[str],
+    fresh: bool = False,
+) -> Iterator[tuple[Row, bool]]:
+    """All rows, torchvision's before ours, and whether each comes from the disk (never if `fresh`).
+
+    Counts do not depend on the machine, so they are kept for as long as no source and no version changes. What is wrong
+    is told in `wrong` and has no row.
+    """
+    jobs: list[tuple[str, list[Path], Callable[[], list[Row]]]] = []
+    for operation in operations:
+        for size in (7, 14) if operation == "roi_align" else (0,):
+            for seed in seeds:
+                theirs = partial(count_torchvision, operation, size, seed, workload)
+                jobs.append((f"torchvision {operation} {size} {seed} {workload}", SOURCES, theirs))
+    for case in cases(seeds, operations, dtypes, workload):
+        jobs.append((f"{case} {workload}", OUR_SOURCES, partial(count, case)))
+    if "mask_loss" in operations and torch.float32 in dtypes:
+        for seed in seeds:
+            jobs.append((f"mask_predict_loss {seed}", OUR_SOURCES, partial(_mask_predict_loss, seed)))
+    for name, sources, make in jobs:
+        try:
+            made, remembered = cached(name, sources, PACKAGES, partial(_as_dicts, make), fresh)
+        except (WrongResult, VirtualGpuError) as error:
+            wrong.append(str(error))
+            continue
+        yield from ((Row(**row), remembered) for row in made)
+
+
+def _mask_predict_loss(seed: int) -> list[Row]:
+    return [count_mask_predict_loss(seed)]
+
+
+def _as_dicts(make: Callable[[], list[Row]]) -> list[dict[str, Any]]:
+    return [asdict(row) for row in make()]

@@ -1,0 +1,225 @@
+"""Times of our kernels on a GPU beside torchvision's, the eager form's and torch.compile's of it.
+
+Inputs take turns, so many of them that none is still in the L2 cache when its turn comes again.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any, Protocol
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+import kernels
+from bench.kernel_cases import Case, Function, Inputs, differentiate
+from bench.kernel_checks import check
+from bench.results import Row
+from kernels.gpu import tuning
+
+ROUNDS, WARM_UP = 50, 5
+# Where the eager form of each operation lies: a file of `kernels.eager`, and its functions.
+EAGER = {
+    "roi_align": ("roi_align", ("roi_align", "roi_align_backward")),
+    "segmented_nms": ("nms", ("segmented_nms",)),
+    "mask_loss": ("mask_loss", ("mask_loss", "mask_loss_backward")),
+}
+
+
+class Clock(Protocol):
+    """What takes times; tests have one of their own."""
+
+    device: str
+    cache_bytes: int
+
+    def on_device(self, function: Callable[[], Any]) -> float:
+        """Seconds that the device needs for a call, without what the host needs to launch it."""
+
+    def on_host(self, function: Callable[[], Any]) -> float:
+        """Seconds until a call returns."""
+
+    def to_end(self, function: Callable[[], Any]) -> float:
+        """Seconds until a call's result is there."""
+
+
+class CudaClock:
+    """Takes times on the current GPU."""
+
+    device = "cuda"
+
+    def __init__(self) -> None:
+        self.cache_bytes = int(torch.cuda.get_device_properties().L2_cache_size)
+
+    def on_device(self, function: Callable[[], Any]) -> float:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        # The GPU is kept busy for some 2 ms while the host launches, so that no gap between kernels is counted. A
+        # function that waits for the GPU has its gaps, which are its own.
+        torch.cuda._sleep(4_000_000)
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        return 1e-3 * float(start.elapsed_time(end))
+
+    def on_host(self, function: Callable[[], Any]) -> float:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        function()
+        seconds = time.perf_counter() - start
+        torch.cuda.synchronize()
+        return seconds
+
+    def to_end(self, function: Callable[[], Any]) -> float:
+        def whole() -> None:
+            function()
+            torch.cuda.synchronize()
+
+        return self.on_host(whole)
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Who computes a case.
+
+    Attributes:
+        active: a context in which `function` is called. checked: whether its results are those of `Case.peer`.
+    """
+
+    name: str
+    function: Function
+    inputs: Callable[[], Inputs]
+    active: Callable[[], AbstractContextManager[Any]]
+    checked: bool = True
+
+
+def providers(case: Case) -> Iterator[Provider]:
+    """Ours, torchvision's in float32, the eager form, and torch.compile's of that."""
+
+    @contextmanager
+    def compiled() -> Iterator[None]:
+        stem, names = EAGER[case.operation]
+        module = import_module(f"kernels.eager.{stem}")
+        with kernels.use("eager"), ExitStack() as stack:
+            for name in names:
+                stack.enter_context(mock.patch.object(module, name, torch.compile(getattr(module, name))))
+            yield
+
+    yield Provider("ours", case.ours, case.inputs, lambda: kernels.use("triton"))
+    yield Provider("torchvision", case.timed_peer or case.peer, case.peer_inputs, ExitStack, case.timed_peer is None)
+    yield Provider("eager", case.ours, case.inputs, lambda: kernels.use("eager"))
+    yield Provider("torch.compile of eager", case.ours, case.inputs, compiled)
+
+
+def time_case(case: Case, provider: Provider, clock: Clock, bandwidth: float, rounds: int = ROUNDS) -> list[Row]:
+    """Rows of the case's directions, and of both together where there are two.
+
+    Args:
+        bandwidth: bytes a second that a copy moves, read and written ones together.
+
+    Raises:
+        WrongResult: the provider's results are not right.
+    """
+    inputs = provider.inputs()
+    least = case.least(case.inputs())
+    if len(least) > 1:
+        least["forward and backward"] = sum(least.values())
+    turns = on_device(inputs, clock)
+    rows = []
+    with provider.active(), chosen_configs() as configs:
+        first = clock.to_end(lambda: _both(provider.function, turns[0]))
+        if provider.checked:
+            check(case, _both(provider.function, turns[0]))
+        for direction, count in least.items():
+            run = _calls(direction, provider.function, turns)
+            for turn in range(WARM_UP):
+                run(turn)
+            device = spread([clock.on_device(partial(run, turn)) for turn in range(rounds)])
+            host = spread([clock.on_host(partial(run, turn)) for turn in range(rounds)])
+            figures = {
+                "us": 1e6 * device[1],
+                "p20, us": 1e6 * device[0],
+                "p80, us": 1e6 * device[2],
+                "host, us": 1e6 * host[1],
+                "GB/s": 1e-9 * count / device[1],
+                "share of copy bandwidth": count / device[1] / bandwidth,
+                "compiling and tuning, s": max(0.0, first - device[1]),
+            }
+            name = f"{case.name}, {direction}"
+            config = ", ".join(dict.fromkeys(configs()))
+            rows.append(Row(name, case.dtype_name, case.layout, case.seed, provider.name, config, figures))
+    return rows
+
+
+def _both(function: Function, inputs: Inputs) -> tuple[Tensor, ...]:
+    outputs = function(inputs)
+    return (*outputs, *differentiate(outputs, inputs))
+
+
+def _calls(direction: str, function: Function, turns: Sequence[Inputs]) -> Callable[[int], Any]:
+    """What is timed: a function of the number of the call, which decides on the inputs."""
+    if direction == "forward":
+        return lambda turn: function(turns[turn % len(turns)])
+    if direction == "backward":
+        outputs = [function(inputs) for inputs in turns]
+        return lambda turn: differentiate(outputs[turn % len(turns)], turns[turn % len(turns)], retain=True)
+    return lambda turn: _both(function, turns[turn % len(turns)])
+
+
+def on_device(inputs: Inputs, clock: Clock) -> list[Inputs]:
+    """Copies of the inputs on the clock's device, of which all but one take twice the cache together."""
+    size = sum(each.numel() * each.element_size() for each in tree_leaves(inputs) if isinstance(each, Tensor))
+
+    def copy(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        moved = value.detach().to(clock.device, copy=True)
+        return moved.requires_grad_(value.requires_grad)
+
+    return [tree_map(copy, inputs) for _ in range(1 + math.ceil(2 * clock.cache_bytes / size))]
+
+
+def spread(samples: Sequence[float]) -> tuple[float, float, float]:
+    """The 20th percentile, the median and the 80th, linear between samples."""
+    ordered = sorted(samples)
+
+    def at(share: float) -> float:
+        place = share * (len(ordered) - 1)
+        low = math.floor(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+    return at(0.2), at(0.5), at(0.8)
+
+
+def copy_bandwidth(clock: Clock, count: int = 1 << 30, rounds: int = 20) -> float:
+    """Bytes a second that a copy of `count` bytes moves, read and written ones together."""
+    source = torch.zeros(count, dtype=torch.uint8, device=clock.device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    return 2 * count / spread([clock.on_device(lambda: target.copy_(source)) for _ in range(rounds)])[1]
+
+
+@contextmanager
+def chosen_configs() -> Iterator[Callable[[], list[str]]]:
+    """A function that says what was chosen for each tuned kernel that was launched inside."""
+    launched: list[Any] = []
+    launch = tuning.launch
+
+    def noted(kernel: Any, *arguments: Any, **keywords: Any) -> None:
+        launched.append(kernel)
+        launch(kernel, *arguments, **keywords)
+
+    def chosen() -> list[str]:
+        best = {
+            each.base_fn.__name__: getattr(each, "best_config", None) for each in launched if hasattr(each, "base_fn")
+        }
+        return [f"{name}: {config}" for name, config in best.items()]
+
+    with mock.patch.object(tuning, "launch", noted):
+        yield chosen

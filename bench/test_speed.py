@@ -1,0 +1,75 @@
+"""`pytest bench --benchmark-only`: the cases of the bars under pytest-benchmark.
+
+Eager beside torchvision on the CPU; with a GPU, every provider of `bench.kernel_times`. `make test` does not come here.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from bench import cpu_operations, kernel_times
+from bench.kernel_cases import Case, cases, differentiate
+from bench.kernel_checks import check
+
+NAMES = (
+    "RoIAlign 7x7, forward",
+    "RoIAlign 14x14, forward",
+    "RoIAlign 7x7, forward and backward",
+    "batched_nms of 5 x 2,000 boxes",
+    "paste of 100 masks into 800 x 1333",
+)
+PROVIDERS = ("ours", "torchvision", "eager", "torch.compile of eager")
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="times of the CPU are for machines without a GPU")
+
+
+@cache
+def checked_pair(name: str) -> cpu_operations.Functions:
+    """Both functions of a pair, once their results agree."""
+    functions = cpu_operations.pairs()[name]
+    cpu_operations.check(name, functions)
+    return functions
+
+
+@on_cpu
+@pytest.mark.parametrize("by", ["ours", "torchvision"])
+@pytest.mark.parametrize("name", NAMES)
+def test_cpu(benchmark: Callable[..., Any], name: str, by: str) -> None:
+    benchmark.group = name  # type: ignore[attr-defined]
+    functions = checked_pair(name)
+    benchmark(functions.ours if by == "ours" else functions.torchvision)
+
+
+def case_name(case: Case) -> str:
+    return f"{case.name}, {case.dtype_name} {case.layout}"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("by", PROVIDERS)
+@pytest.mark.parametrize("case", list(cases()), ids=case_name)
+def test_gpu(benchmark: Callable[..., Any], case: Case, by: str) -> None:
+    """Until the results are there, forward and backward, inputs in turns."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    benchmark.group = case_name(case)  # type: ignore[attr-defined]
+    clock = kernel_times.CudaClock()
+    provider = next(each for each in kernel_times.providers(case) if each.name == by)
+    turns = kernel_times.on_device(provider.inputs(), clock)
+    number = 0
+
+    def step() -> tuple[torch.Tensor, ...]:
+        nonlocal number
+        number += 1
+        inputs = turns[number % len(turns)]
+        outputs = provider.function(inputs)
+        results = (*outputs, *differentiate(outputs, inputs))
+        torch.cuda.synchronize()
+        return results
+
+    with provider.active():
+        results = step()
+        if provider.checked:
+            check(case, results)
+        benchmark(step)

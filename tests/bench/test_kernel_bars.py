@@ -1,0 +1,128 @@
+"""The bars' table: ratios to torchvision's rows, and every seed counts; on made-up rows. What the command picks."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bench import kernel_bars, kernel_cases, kernels
+from bench.cases import QUICK, Pyramid, Workload
+from bench.kernel_bars import BARS, LINES, TIME, Bar, seen, with_ratios
+from bench.kernel_cases import cases
+from bench.results import Row, read
+from bench.torchvision_counts import TORCHVISION
+
+CASE = "roi_align 7x7, forward"
+
+
+def peer(case: str = CASE, seed: int = 4, **figures: float) -> Row:
+    return Row(case, "float32", "contiguous", seed, TORCHVISION, "", figures)
+
+
+def ours(case: str = CASE, seed: int = 4, dtype: str = "float32", **figures: float) -> Row:
+    return Row(case, dtype, "channels last", seed, "ours, virtual H100", "", figures)
+
+
+def test_ratios_are_to_the_row_of_the_same_case_and_seed() -> None:
+    figures = {"time bound, us": 200.0, "M instructions": 100.0, "M L1 lines": 40.0}
+    rows = [
+        peer(**figures),
+        peer(seed=5, **{name: 2 * value for name, value in figures.items()}),
+        peer("roi_align 14x14, forward", **{name: 9 * value for name, value in figures.items()}),
+        peer("roi_align 7x7, backward", **{name: 7 * value for name, value in figures.items()}),
+    ]
+    mine = {"time bound, us": 50.0, "M instructions": 10.0, "M L1 lines": 4.0}
+    for dtype in ("float32", "bfloat16"):
+        row = with_ratios(ours(dtype=dtype, **mine), [*rows, ours(**mine)])
+        assert (row.figures[TIME], row.figures[LINES]) == (0.25, 0.1)
+    assert with_ratios(ours(seed=5, **mine), rows).figures[TIME] == 0.125
+    assert TIME not in with_ratios(ours(seed=6, **mine), rows).figures
+    assert with_ratios(rows[0], rows) == rows[0]
+
+
+def test_ratios_of_nms_and_the_mask_loss() -> None:
+    nms = ours("segmented_nms 10 x 2000, top 1000, forward", **{"mask kernel, M instructions": 3})
+    ratios = with_ratios(nms, [peer("segmented_nms 10 x 2000, forward", **{"M instructions": 30})]).figures
+    assert ratios["mask kernel, instructions / torchvision's"] == pytest.approx(0.1)
+    path = peer("mask_loss 28x28, adaptive, forward and backward", **{"moved, MB": 400})
+    forward, backward = (
+        ours(f"mask_loss 28x28, ratio 2, {each}", **{"moved, MB": 8}) for each in ("forward", "backward")
+    )
+    assert with_ratios(forward, [path]).figures[kernel_bars.BYTES] == pytest.approx(0.02)
+    assert kernel_bars.BYTES not in with_ratios(backward, [path]).figures
+
+
+def test_a_bar_holds_only_if_it_holds_at_every_seed() -> None:
+    good, edge, bad = (ours(seed=seed, **{TIME: value}) for seed, value in ((4, 0.29), (5, 0.30), (6, 0.301)))
+    (line,) = seen([good, edge])
+    assert (line.asked, line.seen, line.holds) == ("at most 0.3", "0.29  0.3", True)
+    (line,) = seen([good, bad, edge])
+    assert (line.seen, line.holds) == ("0.29  0.301  0.3", False)
+    assert seen([ours("roi_align 28x28, forward", **{TIME: 9.0})]) == []
+
+
+def test_limits_from_above_and_below() -> None:
+    assert Bar("", "", "", 0).asked == "none"
+    assert Bar("", "", "", 0).holds(0)
+    assert not Bar("", "", "", 0).holds(1)
+    assert Bar("", "", "", at_least=3).asked == "at least 3"
+    assert Bar("", "", "", at_least=3).holds(3)
+    assert not Bar("", "", "", at_least=3).holds(2)
+    assert not Bar("", "", "", 1).holds(float("nan"))
+    assert Bar("", "", "", 15_000).asked == "at most 15,000"
+
+
+def test_every_bar_is_about_a_case_that_there_is() -> None:
+    """A bar whose row nobody makes would never be seen to fail."""
+    made = {
+        (f"{case.name}, {direction}", case.dtype_name, case.layout)
+        for case in cases()
+        for direction in ("forward", "backward")
+    }
+    made.add(("mask_predict_loss, forward and backward", "float32", "contiguous"))
+    assert {(bar.case, bar.dtype, bar.layout) for bar in BARS} <= made
+
+
+def test_the_least_bytes_of_roi_align(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A box of 28 x 28 pixels is 7 x 7 of P2; samples at a quarter and three quarters of each reach 8 x 8."""
+    monkeypatch.setattr(kernel_cases, "proposals", lambda *_, **__: torch.tensor([[0.0, 0, 0, 28, 28]]))
+    workload = Workload(Pyramid(1, 64, 96, 16), 1)
+    for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
+        case = kernel_cases.roi_align(7, dtype, "channels last", 4, workload)
+        least = case.least(case.inputs())
+        others = 49 * 16 * size + 20
+        assert least["forward"] == 64 * 16 * size + others
+        assert least["backward"] == (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3) * 16 * size + others
+
+
+def test_picks() -> None:
+    picks = kernels.parse([])
+    assert (picks.seeds, picks.quick) == ([4, 5, 6], False)
+    names = {(case.operation, case.dtype) for case in cases((4,), ["mask_loss"], [torch.bfloat16])}
+    assert names == {("mask_loss", torch.bfloat16)}
+    with pytest.raises(SystemExit):
+        kernels.parse(["--operation", "convolution"])
+    everything = list(cases((4, 5), workload=QUICK))
+    assert len(everything) == len({(case.name, case.dtype, case.layout, case.seed) for case in everything}) == 2 * 11
+
+
+@pytest.mark.parametrize("wrong", [[], ["roi_align: it is wrong"]])
+def test_the_command_writes_files_and_fails_for_what_is_wrong(
+    wrong: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def every(*arguments: object) -> list[tuple[Row, bool]]:
+        told = next(each for each in arguments if each == [])
+        assert isinstance(told, list)
+        told += wrong
+        return [(peer(**{"time bound, us": 2.0, "M instructions": 4, "M L1 lines": 1}), True)]
+
+    monkeypatch.setattr(kernels, "kernel_rows", SimpleNamespace(every=every))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert kernels.main(["--quick", "--out", str(tmp_path), "--plot"]) == len(wrong)
+    out = capsys.readouterr().out
+    assert "1 of 1 rows come from the disk" in out
+    assert all(each in out for each in wrong)
+    assert read(tmp_path / "kernels.json").rows[0].figures["time bound, us"] == 2
+    assert (tmp_path / "kernels.csv").read_text().count("\n") == 2
+    assert (tmp_path / "kernels.png").stat().st_size > 1000

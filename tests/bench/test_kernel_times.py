@@ -1,0 +1,158 @@
+"""The logic of times, with a clock that is made up: turns, percentiles, rows."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import kernels
+from bench import kernel_times
+from bench.cases import QUICK
+from bench.kernel_cases import Inputs, mask_loss, roi_align, segmented_nms
+from bench.kernel_checks import WrongResult
+from bench.kernel_times import Provider, copy_bandwidth, on_device, spread, time_case
+
+
+class FakeClock:
+    """Calls, and says times that grow with each call."""
+
+    device = "cpu"
+
+    def __init__(self, cache_bytes: int = 0) -> None:
+        self.cache_bytes = cache_bytes
+        self.calls = 0
+
+    def on_device(self, function: Callable[[], Any]) -> float:
+        function()
+        self.calls += 1
+        return 1e-3 * self.calls
+
+    def on_host(self, function: Callable[[], Any]) -> float:
+        function()
+        return 5e-6
+
+    def to_end(self, function: Callable[[], Any]) -> float:
+        function()
+        return 2.0
+
+
+def eager(case: Any, function: Any = None) -> Provider:
+    return Provider("eager", function or case.ours, case.inputs, lambda: kernels.use("eager"))
+
+
+def test_percentiles_between_samples() -> None:
+    assert spread([5.0, 1.0, 3.0, 2.0, 4.0, 0.0]) == pytest.approx((1.0, 2.5, 4.0))
+    assert spread([1.0, 2.0]) == pytest.approx((1.2, 1.5, 1.8))
+    assert spread([7.0]) == (7.0, 7.0, 7.0)
+
+
+def test_turns_take_twice_the_cache_between_two_uses() -> None:
+    inputs: Inputs = {"leaves": [torch.ones(25).requires_grad_()], "rois": torch.zeros(25), "ratio": 2}
+    for cache, copies in ((0, 1), (99, 2), (100, 2), (101, 3), (1000, 11)):
+        turns = on_device(inputs, FakeClock(cache))
+        assert len(turns) == copies
+        assert (len(turns) - 1) * 200 >= 2 * cache
+        places = {turn["rois"].data_ptr() for turn in turns} | {turn["leaves"][0].data_ptr() for turn in turns}
+        assert len(places) == 2 * copies
+        assert all(turn["leaves"][0].requires_grad and turn["leaves"][0].is_leaf for turn in turns)
+        assert not turns[0]["rois"].requires_grad
+        assert turns[0]["ratio"] == 2
+
+
+def test_copies_keep_the_memory_format() -> None:
+    feature = torch.ones(1, 4, 3, 5).contiguous(memory_format=torch.channels_last)
+    (turn,) = on_device({"leaves": [feature]}, FakeClock())
+    assert turn["leaves"][0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_copy_reads_and_writes() -> None:
+    # The median of 1, 2, 3 ms for 2 x 1,000 bytes.
+    assert copy_bandwidth(FakeClock(), 1_000, rounds=3) == pytest.approx(2_000 / 2e-3)
+
+
+def test_rows_of_forward_backward_and_both() -> None:
+    case = roi_align(7, torch.float32, "channels last", 4, QUICK)
+    clock = FakeClock()
+    rows = time_case(case, eager(case), clock, bandwidth=1e9, rounds=3)
+    assert [row.case for row in rows] == [
+        f"roi_align 7x7, {direction}" for direction in ("forward", "backward", "forward and backward")
+    ]
+    assert clock.calls == 9
+    least = case.least(case.inputs())
+    for row, median, count in zip(rows, (2e-3, 5e-3, 8e-3), (*least.values(), sum(least.values())), strict=True):
+        assert row.figures["us"] == pytest.approx(1e6 * median)
+        assert row.figures["p20, us"] == pytest.approx(1e6 * median - 600)
+        assert row.figures["p80, us"] == pytest.approx(1e6 * median + 600)
+        assert row.figures["host, us"] == pytest.approx(5)
+        assert row.figures["GB/s"] == pytest.approx(1e-9 * count / median)
+        assert row.figures["share of copy bandwidth"] == pytest.approx(count / median / 1e9)
+        assert row.figures["compiling and tuning, s"] == pytest.approx(2 - median)
+        assert row.by == "eager"
+    (only,) = time_case(segmented_nms(4, QUICK), eager(segmented_nms(4, QUICK)), FakeClock(), 1e9, rounds=1)
+    assert only.case.endswith("forward")
+
+
+def test_inputs_take_turns() -> None:
+    case = mask_loss(2, torch.float32, 4, QUICK)
+    seen: list[int] = []
+
+    def noting(inputs: Inputs) -> tuple[Tensor, ...]:
+        seen.append(inputs["leaves"][0].data_ptr())
+        return case.ours(inputs)
+
+    size = sum(each.numel() * each.element_size() for each in [*case.inputs()["leaves"], case.inputs()["masks"]])
+    time_case(case, eager(case, noting), FakeClock(size), 1e9, rounds=6)
+    turns = len(set(seen))
+    assert turns == 3
+    forward = seen[2 : 2 + kernel_times.WARM_UP + 6]
+    assert len(set(forward[:3])) == 3
+    assert forward[kernel_times.WARM_UP] == forward[kernel_times.WARM_UP + 3]
+
+
+def test_what_is_wrong_is_not_timed() -> None:
+    case = roi_align(7, torch.bfloat16, "channels last", 4, QUICK)
+    clock = FakeClock()
+
+    def wrong(inputs: Inputs) -> tuple[Tensor, ...]:
+        (out,) = case.ours(inputs)
+        return (out + 0.02 * out.detach().abs().max() * (torch.arange(out.numel()) == 5).view(out.shape),)
+
+    with pytest.raises(WrongResult, match="roi_align 7x7, bfloat16 channels last"):
+        time_case(case, eager(case, wrong), clock, 1e9, rounds=1)
+    nms = segmented_nms(4, QUICK)
+
+    def last_box_lost(inputs: Inputs) -> tuple[Tensor, ...]:
+        keep, counts = nms.ours(inputs)
+        keep[0, int(counts[0]) - 1] = -1
+        return keep, counts
+
+    with pytest.raises(WrongResult, match="1 of "):
+        time_case(nms, eager(nms, last_box_lost), clock, 1e9, rounds=1)
+    assert clock.calls == 0
+
+
+def test_providers_and_what_they_activate(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = roi_align(7, torch.float32, "contiguous", 4, QUICK)
+    compiled = []
+
+    def compiling(function: Any) -> Any:
+        def counted(*arguments: Any) -> Any:
+            compiled.append(function.__name__)
+            return function(*arguments)
+
+        return counted
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    names = {provider.name: provider for provider in kernel_times.providers(case)}
+    assert list(names) == ["ours", "torchvision", "eager", "torch.compile of eager"]
+    for name, calls in (("torchvision", []), ("eager", []), ("torch.compile of eager", ["roi_align"])):
+        with names[name].active():
+            inputs = names[name].inputs()
+            names[name].function(inputs)
+        assert compiled == calls
+    assert names["torchvision"].active is ExitStack
+    with names["ours"].active():
+        assert kernels.dispatch.implementation_for(torch.zeros(1)) == "triton"

@@ -1,0 +1,94 @@
+"""Rows of counts on a tiny workload, against sums by hand; what is wrong has no row."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import kernel_counts, kernel_rows, mask_predict_counts
+from bench.cases import Pyramid, Workload
+from bench.kernel_cases import Inputs, mask_loss, roi_align, segmented_nms
+from bench.kernel_checks import WrongResult
+from bench.kernel_counts import count
+from bench.results import Row
+from bench.torchvision_counts import count_torchvision
+
+pytestmark = pytest.mark.compiled
+TINY = Workload(Pyramid(2, 64, 96, 16), 6, 2, 90, 20, 3, 5, 14)
+
+
+def test_roi_align() -> None:
+    case = roi_align(7, torch.float32, "channels last", 4, TINY)
+    forward, backward = count(case)
+    assert (forward.case, backward.case) == ("roi_align 7x7, forward", "roi_align 7x7, backward")
+    for row in (forward, backward):
+        assert row.figures["orders with the same bits"] == 3
+        assert row.figures["M atomic sectors"] == row.figures["waits"] == row.figures["spilled bytes"] == 0
+        assert 0 < row.figures["registers"] <= 128
+        assert "num_warps" in row.config
+        moved = row.figures["DRAM, MB"] + row.figures["PyTorch, MB"]
+        assert row.figures["moved, MB"] == pytest.approx(moved)
+        assert row.figures["DRAM / least"] == pytest.approx(moved / row.figures["least, MB"])
+    assert 0.98 < forward.figures["DRAM / least"] < 1.1
+    assert forward.figures["launches"] == 1
+    theirs = count_torchvision("roi_align", 7, 4, TINY)
+    assert [row.case for row in theirs] == [forward.case, backward.case]
+    assert theirs[0].figures["M atomic sectors"] == 0 < theirs[1].figures["M atomic sectors"]
+
+
+def test_segmented_nms() -> None:
+    (row,) = count(segmented_nms(4, TINY), orders=())
+    parts = row.figures["mask kernel, M instructions"], 2e-6 * row.figures["reduction, instructions a segment"]
+    assert max(parts) < row.figures["M instructions"] <= sum(parts) + 1e-9
+    assert row.figures["waits"] == 0
+    assert "orders with the same bits" not in row.figures
+
+
+def test_mask_loss() -> None:
+    forward, backward = count(mask_loss(2, torch.bfloat16, 4, TINY), orders=())
+    assert 1 <= backward.figures["moved / dense gradient"] < 1.5
+    assert "moved / dense gradient" not in forward.figures
+    (theirs,) = count_torchvision("mask_loss", 0, 4, TINY)
+    masks, logits = 2 * 15 * 64 * 96, 6 * 5 * 14 * 14 * 4
+    # The cast of the masks reads a byte and writes four of each pixel; the logits' gradient is zeroed.
+    assert 1e6 * theirs.figures["moved, MB"] > 5 * masks + logits
+    assert theirs.figures["launches"] == 2
+
+
+def test_mask_predict_loss_has_no_logits_of_all_classes() -> None:
+    row = mask_predict_counts.count_mask_predict_loss(4)
+    share = row.figures[mask_predict_counts.FIGURE]
+    assert 16 / 80 < share < 1  # the features' gradient at least
+
+
+def test_a_wrong_result_has_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = mask_loss(2, torch.float32, 4, TINY)
+
+    def wrong(inputs: Inputs) -> tuple[Tensor, ...]:
+        return (case.ours(inputs)[0] * 1.001,)
+
+    with pytest.raises(WrongResult, match="mask_loss 14x14, ratio 2"):
+        count(replace(case, ours=wrong), orders=())
+    monkeypatch.setattr(kernel_rows, "cases", lambda *_: [replace(case, ours=wrong), case])
+    monkeypatch.setattr(kernel_rows, "count_torchvision", lambda *_: [])
+    monkeypatch.setattr(kernel_rows, "cached", lambda name, sources, packages, make, fresh: (make(), False))
+    monkeypatch.setattr(kernel_counts, "ORDERS", ())
+    told: list[str] = []
+    rows: list[Row] = [row for row, _ in kernel_rows.every(["mask_loss"], [torch.bfloat16], [4], TINY, told)]
+    assert len(told) == 1
+    assert "mask_loss" in told[0]
+    assert [row.case for row in rows] == ["mask_loss 14x14, ratio 2, forward", "mask_loss 14x14, ratio 2, backward"]
+
+
+def test_bits_that_depend_on_the_order_are_wrong() -> None:
+    case = mask_loss(2, torch.float32, 4, TINY)
+    calls = 0
+
+    def moody(inputs: Inputs) -> tuple[Tensor, ...]:
+        nonlocal calls
+        calls += 1
+        return (case.ours(inputs)[0] * (1 + 1e-7 * (calls == 2)),)
+
+    with pytest.raises(WrongResult, match="other bits"):
+        count(replace(case, ours=moody))
