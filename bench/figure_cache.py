@@ -3,6 +3,7 @@
 They lie beside the virtual GPU's compiled runtime, in `figures/`, named by a hash of the sources and versions.
 """
 
+import functools
 import hashlib
 import json
 import tempfile
@@ -25,9 +26,7 @@ def cached(
         packages: whose versions it depends on.
         fresh: make it anew whatever is on the disk.
     """
-    digest = hashlib.sha256(name.encode())
-    for file in _files(sources):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    digest = hashlib.sha256(name.encode() + b"\0" + _digest(tuple(sources)))
     for package in packages:
         digest.update(f"{package} {_version(package)}\0".encode())
     path = cache_folder() / "figures" / f"{digest.hexdigest()[:32]}.json"
@@ -41,6 +40,15 @@ def cached(
         whole.write_text(text)
         whole.replace(path)
     return json.loads(text)["figures"], False
+
+
+@functools.cache
+def _digest(sources: tuple[Path, ...]) -> bytes:
+    """Of all files, read once a process: what is edited while it runs is not what it runs."""
+    digest = hashlib.sha256()
+    for file in _files(sources):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.digest()
 
 
 def _files(sources: Sequence[Path]) -> list[Path]:

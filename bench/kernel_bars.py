@@ -72,6 +72,7 @@ def _others() -> Iterator[Bar]:
     yield Bar(nms, "float32", f"mask kernel, {INSTRUCTIONS}", 0.12)
     yield Bar(nms, "float32", "mask kernel, registers", 64)
     yield Bar(nms, "float32", "reduction, instructions a segment", 60_000)
+    yield Bar(nms, "float32", "selections unlike torchvision's", 0)
     yield Bar(nms, "float32", "waits", 0)
     for dtype in ("float32", "bfloat16"):
         yield Bar("mask_loss 28x28, ratio 2, forward", dtype, BYTES, 0.025)

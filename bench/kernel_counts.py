@@ -35,7 +35,7 @@ def count(case: Case, orders: tuple[Options, ...] = ORDERS) -> list[Row]:
         split = len(record.steps)
         gradients = differentiate(outputs, inputs)
     parts = {"forward": Record(DEVICE, record.steps[:split]), "backward": Record(DEVICE, record.steps[split:])}
-    check(case, (*outputs, *gradients))
+    wanted = check(case, (*outputs, *gradients))
     for options, other in others:
         if not all(a.equal(b) for a, b in zip(other, (*outputs, *gradients), strict=True)):
             raise WrongResult(f"{case.name}: other bits with {options}")
@@ -44,6 +44,9 @@ def count(case: Case, orders: tuple[Options, ...] = ORDERS) -> list[Row]:
         figures = figures_of(parts[direction], least)
         if case.operation == "segmented_nms":
             figures |= _nms_figures(parts[direction], len(inputs["scores"]))
+        if case.exact:
+            unlike = [int((a != b).sum()) for a, b in zip(outputs, wanted, strict=True)]
+            figures["selections unlike torchvision's"] = sum(unlike)
         if case.operation == "mask_loss" and direction == "backward":
             (logits,) = inputs["leaves"]
             dense = logits.numel() * logits.element_size()

@@ -21,7 +21,15 @@ from bench.virtual_gpu import VirtualGpuError
 BENCH = Path(__file__).parent
 # What counts depend on: torchvision's, and ours besides.
 SOURCES = [
-    BENCH / name for name in ("virtual_gpu", "cases.py", "kernel_cases.py", "kernel_checks.py", "torchvision_counts.py")
+    BENCH / name
+    for name in (
+        "virtual_gpu",
+        "cases.py",
+        "error_rule.py",
+        "kernel_cases.py",
+        "kernel_checks.py",
+        "torchvision_counts.py",
+    )
 ]
 OUR_SOURCES = [*SOURCES, BENCH / "kernel_counts.py", BENCH / "mask_predict_counts.py", BENCH.parent / "kernels"]
 PACKAGES = ("torch", "torchvision", "triton")

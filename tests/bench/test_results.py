@@ -82,6 +82,7 @@ def test_figures_are_made_again_when_anything_changes(tmp_path: Path, monkeypatc
         return {"made": made}
 
     def ask(name: str = "x", fresh: bool = False) -> tuple[dict[str, int], bool]:
+        figure_cache._digest.cache_clear()  # as another process
         figures, remembered = figure_cache.cached(name, [one.parent, two], ["torch"], make, fresh)
         assert isinstance(figures, dict)
         return figures, remembered
@@ -107,6 +108,9 @@ def test_figures_are_made_again_when_anything_changes(tmp_path: Path, monkeypatc
     kept = sorted((tmp_path / "cache" / "figures").iterdir())
     assert len(kept) == 6
     assert all(json.loads(file.read_text())["figures"] for file in kept)
+    one.write_text("edited while this process runs")
+    figures, remembered = figure_cache.cached("x", [one.parent, two], ["torch"], make)
+    assert (figures, remembered) == ({"made": 1}, True)
     with pytest.raises(ZeroDivisionError):
         figure_cache.cached("z", [two], [], lambda: 1 // 0)
     assert sorted((tmp_path / "cache" / "figures").iterdir()) == kept
