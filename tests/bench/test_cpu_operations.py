@@ -1,0 +1,33 @@
+"""What is compared before CPU times are taken, on made-up functions."""
+
+import pytest
+import torch
+
+from bench.cpu_operations import Functions, check
+from bench.kernel_checks import WrongResult
+
+
+def test_selections_must_be_equal_and_their_order_only_where_it_matters() -> None:
+    kept, mixed, other = torch.tensor([3, 1, 2]), torch.tensor([1, 3, 2]), torch.tensor([1, 2, 4])
+    check("a", Functions(lambda: kept, lambda: kept.clone()))
+    check("a", Functions(lambda: mixed, lambda: kept, ordered=False))
+    for functions in (
+        Functions(lambda: mixed, lambda: kept),
+        Functions(lambda: other, lambda: kept, ordered=False),
+        Functions(lambda: kept[:2], lambda: kept),
+    ):
+        with pytest.raises(WrongResult, match="a, eager beside torchvision"):
+            check("a", functions)
+
+
+def test_features_may_err_as_the_error_rule_allows() -> None:
+    """A third in float32 is off by 1e-8, so that twice that and an epsilon of it are allowed: 6e-8."""
+    truth = torch.full((9,), 1 / 3, dtype=torch.float64)
+    for error, right in ((0.0, True), (3e-8, True), (1.2e-7, False)):
+        ours = (truth + error).float()
+        functions = Functions(lambda ours=ours: ours, lambda: truth.float(), lambda: truth)
+        if right:
+            check("a", functions)
+        else:
+            with pytest.raises(WrongResult, match="largest error"):
+                check("a", functions)
