@@ -4,6 +4,7 @@ Where torchvision.ops has a function, the one here has its name, arguments and r
 """
 
 from kernels.dispatch import use
+from kernels.encode_masks import encode_masks, mask_runs
 from kernels.mask_loss import mask_loss
 from kernels.mask_predict import mask_predict, mask_predict_loss
 from kernels.match_boxes import match_boxes
@@ -14,9 +15,11 @@ from kernels.roi_pool import roi_pool
 
 __all__ = [
     "batched_nms",
+    "encode_masks",
     "mask_loss",
     "mask_predict",
     "mask_predict_loss",
+    "mask_runs",
     "match_boxes",
     "multiscale_roi_align",
     "nms",

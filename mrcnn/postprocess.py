@@ -2,12 +2,10 @@
 
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from kernels import paste_masks
+from kernels import encode_masks, paste_masks
 from kernels.paste_masks import Rule
 from mrcnn.preprocess import Batch
 from mrcnn.roi_heads import Detections
@@ -59,14 +57,6 @@ def _format_masks(
         return paste_masks(crops, boxes, size, threshold=None, rule=rule)[:, None]
     if mask_format == "bool":
         return paste_masks(crops, boxes, size, rule=rule)
-    # Whole masks one at a time: a hundred of a large photo would fill the memory.
-    return [
-        encode(paste_masks(crop[None], box[None], size, rule=rule)[0]) for crop, box in zip(crops, boxes, strict=True)
-    ]
-
-
-def encode(mask: Tensor) -> dict[str, Any]:
-    """COCO run-length encoding of a mask [H, W] of bool or 0 and 1, its counts as text."""
-    rle: dict[str, Any] = coco_mask.encode(np.asfortranarray(mask.cpu().numpy(), dtype=np.uint8))
-    rle["counts"] = rle["counts"].decode("ascii")
-    return rle
+    # Never as pixels: a hundred whole masks of a large photo would fill the memory.
+    encoded = encode_masks(crops, boxes, size, rule=rule)
+    return [{**each, "counts": each["counts"].decode("ascii")} for each in encoded]

@@ -3,6 +3,8 @@
 Only the pixels of a box inside the image are computed.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -18,6 +20,22 @@ def paste_masks(
     dtype = compute if threshold is None else torch.bool
     outside = rule == "centers" and threshold == 0
     pasted = torch.full((masks.shape[0], *image_size), outside, dtype=dtype, device=masks.device)
+    for index, row, column, values in values_in_boxes(masks, boxes, image_size, rule):
+        inside = pasted[index, row : row + values.shape[0], column : column + values.shape[1]]
+        if threshold is None:
+            inside.copy_(values)
+        elif rule == "torchvision":
+            torch.gt(values, threshold, out=inside)
+        else:
+            torch.ge(values, threshold, out=inside)
+    return pasted
+
+
+def values_in_boxes(
+    masks: Tensor, boxes: Tensor, image_size: tuple[int, int], rule: str
+) -> Iterator[tuple[int, int, int, Tensor]]:
+    """Of each mask that is pasted: its index, first row and column on the image, and its values there [h, w]."""
+    compute = torch.promote_types(masks.dtype, torch.float32)
     masks, boxes = masks.to(compute), boxes.to(compute)
     usable = (boxes.abs() < _FAR).all(dim=1)
     if rule == "torchvision":
@@ -30,15 +48,7 @@ def paste_masks(
         left, top, right, bottom = boxes[index].tolist()
         first_row, rows = _axis_weights(top, bottom, image_size[0], masks, rule)
         first_column, columns = _axis_weights(left, right, image_size[1], masks, rule)
-        inside = pasted[index, first_row : first_row + len(rows), first_column : first_column + len(columns)]
-        values = rows @ masks[index] @ columns.t()
-        if threshold is None:
-            inside.copy_(values)
-        elif rule == "torchvision":
-            torch.gt(values, threshold, out=inside)
-        else:
-            torch.ge(values, threshold, out=inside)
-    return pasted
+        yield index, first_row, first_column, rows @ masks[index] @ columns.t()
 
 
 def _whole_pixels(boxes: Tensor, padded_size: int) -> Tensor:

@@ -75,16 +75,16 @@ def _paste_kernel(
     limit = 1e15
     if (tl.abs(x1) < limit) & (tl.abs(y1) < limit) & (tl.abs(x2) < limit) & (tl.abs(y2) < limit):
         if CENTERS:
-            row, first_y, last_y = _center_positions(y, y1, y2, SIZE, dtype)
-            column, first_x, last_x = _center_positions(x, x1, x2, SIZE, dtype)
+            row, first_y, last_y = center_positions(y, y1, y2, SIZE, dtype)
+            column, first_x, last_x = center_positions(x, x1, x2, SIZE, dtype)
         else:
-            row, first_y, last_y = _resized_positions(y, y1, y2, expansion, SIZE, dtype)
-            column, first_x, last_x = _resized_positions(x, x1, x2, expansion, SIZE, dtype)
+            row, first_y, last_y = resized_positions(y, y1, y2, expansion, SIZE, dtype)
+            column, first_x, last_x = resized_positions(x, x1, x2, expansion, SIZE, dtype)
         touched = (first_y < y_tile + BLOCK_H) & (last_y >= y_tile) & (first_x < x_tile + BLOCK_W) & (last_x >= x_tile)
         if touched:
             inside_y = (y >= first_y) & (y <= last_y) & (y < height)
             inside_x = (x >= first_x) & (x <= last_x) & (x < width)
-            value = _bilinear(
+            value = bilinear(
                 masks_ptr + mask * (SIZE * SIZE), row, column, inside_y, inside_x, SIZE, 0 if CENTERS else 1, dtype
             )
     out = out_ptr + (mask * height + y)[:, None] * width + x[None, :]
@@ -98,7 +98,7 @@ def _paste_kernel(
 
 
 @triton.jit
-def _resized_positions(pixel, low, high, expansion, SIZE: tl.constexpr, dtype: tl.constexpr):
+def resized_positions(pixel, low, high, expansion, SIZE: tl.constexpr, dtype: tl.constexpr):
     """Positions on the bordered mask by torchvision's rule, and the first and last pixel of the box."""
     half = (high - low) * 0.5 * tl.cast(expansion, low.dtype)
     center = (high + low) * 0.5
@@ -110,7 +110,7 @@ def _resized_positions(pixel, low, high, expansion, SIZE: tl.constexpr, dtype: t
 
 
 @triton.jit
-def _center_positions(pixel, low, high, SIZE: tl.constexpr, dtype: tl.constexpr):
+def center_positions(pixel, low, high, SIZE: tl.constexpr, dtype: tl.constexpr):
     """Positions of pixel centres on the mask, and the first and last pixel that can have a value."""
     low, high = low.to(dtype), high.to(dtype)
     length = high - low
@@ -123,7 +123,7 @@ def _center_positions(pixel, low, high, SIZE: tl.constexpr, dtype: tl.constexpr)
 
 
 @triton.jit
-def _bilinear(mask, row, column, inside_y, inside_x, SIZE: tl.constexpr, BORDER: tl.constexpr, dtype: tl.constexpr):
+def bilinear(mask, row, column, inside_y, inside_x, SIZE: tl.constexpr, BORDER: tl.constexpr, dtype: tl.constexpr):
     """The mask, with a border of zeros, at rows x columns; zero beyond. Sums are in the order of each rule's oracle."""
     # Positions that do not matter could be too large for an integer.
     row = tl.where(inside_y, tl.minimum(tl.maximum(row, -2.0), SIZE + 2.0), -2.0)

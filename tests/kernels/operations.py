@@ -81,6 +81,11 @@ def paste_masks(memory_format: torch.memory_format, implementation: str) -> tupl
     return masks, boxes, 12, 14, threshold, "torchvision", implementation
 
 
+def mask_runs(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    masks, boxes, height, width, *_ = paste_masks(memory_format, implementation)
+    return masks, boxes, height, width, 0.5, "torchvision", 40, implementation
+
+
 def match_boxes(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
     anchors = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [0, 20, 10, 30]])
     gt_boxes = torch.tensor([[[5.0, 0, 15, 10], [0, 20, 10, 29]], [[0, 0, 9, 10], [0, 0, 10, 10]]])
@@ -138,6 +143,7 @@ OPERATIONS: dict[str, Callable[[torch.memory_format, str], tuple[Any, ...]]] = {
         mask_loss,
         mask_loss_backward,
         paste_masks,
+        mask_runs,
         match_boxes,
         mask_predict,
         mask_predict_loss,

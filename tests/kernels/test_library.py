@@ -17,6 +17,7 @@ from kernels import (
     mask_loss,
     mask_predict,
     mask_predict_loss,
+    mask_runs,
     match_boxes,
     multiscale_roi_align,
     nms,
@@ -186,6 +187,18 @@ def test_compiled_maximum_pooling_takes_any_number_of_boxes() -> None:
                 result = each(features, rois)
                 results.append([result, *torch.autograd.grad(result.square().sum(), features)])
             for plain, traced in zip(*results, strict=True):
+                assert torch.equal(plain, traced)
+    assert len(graphs) == 1
+
+
+def test_compiled_encoding_takes_any_number_of_masks() -> None:
+    generator = torch.Generator().manual_seed(0)
+    with use("eager"):
+        fast, graphs = compiled(lambda masks, boxes: mask_runs(masks, boxes, (20, 24)), dynamic=True)
+        for number in (5, 2, 9):
+            masks = torch.rand((number, 7, 7), generator=generator)
+            boxes = torch.rand((number, 4), generator=generator).sort(dim=1).values * 24
+            for plain, traced in zip(mask_runs(masks, boxes, (20, 24)), fast(masks, boxes), strict=True):
                 assert torch.equal(plain, traced)
     assert len(graphs) == 1
 

@@ -8,6 +8,7 @@ import torch
 from compilation import AMPERE, HOPPER, MI300, Launch, launches_of, resources
 from triton.backends.compiler import GPUTarget
 
+from kernels.gpu.encode_masks import mask_runs
 from kernels.gpu.mask_loss import mask_loss, mask_loss_backward
 from kernels.gpu.mask_predict import mask_predict, mask_predict_backward
 from kernels.gpu.match_boxes import match_boxes
@@ -103,11 +104,18 @@ def roi_pool_launches(dtype: torch.dtype = torch.float32, rois: int = 16, side: 
         yield from launches_of(roi_pool_backward, grad, grad.int(), boxes, tuple(features.shape), last, 1 / 16)
 
 
+def mask_runs_launches(dtype: torch.dtype = torch.float32, rois: int = 16, side: int = 64) -> Iterator[Launch]:
+    masks, boxes = torch.empty((rois, 28, 28), dtype=dtype), torch.zeros((rois, 4))
+    for rule, threshold in (("torchvision", 0.5), ("centers", 0.5), ("centers", 0.0)):
+        yield from launches_of(mask_runs, masks, boxes, (side, side + 8), threshold, rule, 2 * side + 17)
+
+
 def every_launch() -> list[Launch]:
     return [
         *roi_align_launches(channels_last=True),
         *roi_align_launches(channels_last=False),
         *other_launches(),
+        *mask_runs_launches(),
         *match_launches(),
         *mask_predict_launches(),
         *roi_pool_launches(),
@@ -138,6 +146,7 @@ def test_every_dtype_compiles(dtype: torch.dtype) -> None:
         *roi_align_launches(dtype),
         *roi_align_launches(dtype, channels_last=False),
         *other_launches(dtype, sampling_ratios=(-1, 2), thresholds=(0.5, None)),
+        *mask_runs_launches(dtype),
         *match_launches(dtype),
         *mask_predict_launches(dtype),
         *roi_pool_launches(dtype),
@@ -203,6 +212,7 @@ def test_counts_and_image_sizes_do_not_compile_anew() -> None:
             for launch in [
                 *roi_align_launches(rois=rois, side=side),
                 *other_launches(rois=rois),
+                *mask_runs_launches(rois=rois, side=side),
                 *match_launches(anchors=rois, gt=side),
                 *mask_predict_launches(rois=rois),
                 *roi_pool_launches(rois=rois, side=side),

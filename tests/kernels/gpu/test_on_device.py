@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from error_rule import assert_error_rule
+from masks_to_encode import encoded
 from torch import Tensor
 
 import kernels
@@ -109,3 +110,21 @@ def test_tuning_finds_and_keeps_a_choice(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert all(torch.equal(ours.cpu(), theirs) for ours, theirs in zip(seen, expected, strict=True))
     (table,) = tmp_path.glob("*.json")
     assert "_best_kernel" in table.read_text()
+
+
+def test_masks_are_encoded_as_they_are_pasted() -> None:
+    boxes, generator = rois(60)[:, 1:].cuda(), torch.Generator().manual_seed(3)
+    masks = torch.rand((60, 28, 28), generator=generator).cuda()
+    for rule in ("torchvision", "centers"):
+        seen = kernels.encode_masks(masks, boxes, (800, 1333), 0.5, rule)
+        assert seen == encoded(masks, boxes, (800, 1333), 0.5, rule)
+
+
+def test_runs_are_captured_in_a_graph() -> None:
+    boxes, masks = rois(20)[:, 1:].cuda(), torch.rand((20, 28, 28), device="cuda")
+    expected = kernels.mask_runs(masks, boxes, (800, 1333))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        seen = kernels.mask_runs(masks, boxes, (800, 1333))
+    graph.replay()
+    assert all(torch.equal(first, second) for first, second in zip(seen, expected, strict=True))

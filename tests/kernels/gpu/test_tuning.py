@@ -6,6 +6,7 @@ import triton
 from triton.runtime.autotuner import Autotuner
 
 from kernels.gpu import (
+    encode_masks,
     mask_loss,
     mask_predict,
     match_boxes,
@@ -26,6 +27,7 @@ KERNELS = [
     mask_loss._loss_kernel,
     mask_loss._gradient_kernel,
     paste_masks._paste_kernel,
+    encode_masks._edges_kernel,
     match_boxes._best_kernel,
     match_boxes._forced_kernel,
     mask_predict._logits_kernel,
