@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import mask_loss, multiscale_roi_align, segmented_nms
-from mrcnn.boxes import at_least, at_least_float32, clip, decode, encode
+from kernels import decode_boxes, mask_loss, multiscale_roi_align, segmented_nms
+from mrcnn.boxes import at_least_float32, encode
 from mrcnn.config import ModelConfig
 from mrcnn.preprocess import Batch, Targets
 from mrcnn.rpn import Proposals
@@ -207,11 +207,16 @@ class RoIHeads(nn.Module):
         rois = torch.cat([image[:, None].to(proposals.boxes.dtype), proposals.boxes.flatten(0, 1)], dim=1)
         logits, offsets = self.box(features, rois)
         scores = logits.softmax(dim=1)[:, 1:].unflatten(0, (images, number)).transpose(1, 2)  # [B, classes, R]
-        boxes = decode(offsets[:, 1:], rois[:, None, 1:], _OFFSET_WEIGHTS).unflatten(0, (images, number))
-        classes = scores.shape[1]
-        boxes = clip(boxes.flatten(1, 2), batch.sizes).unflatten(1, (number, classes)).transpose(1, 2)
-        good = (scores > config.box_score_threshold) & at_least(boxes, config.box_min_size)
-        scores = torch.where(good & proposals.present()[:, None], scores, float("-inf"))
+        boxes, scores = decode_boxes(
+            offsets[:, 1:].unflatten(0, (images, number)).transpose(1, 2),
+            proposals.boxes[:, None],
+            scores,
+            batch.sizes,
+            proposals.counts,
+            weights=_OFFSET_WEIGHTS,
+            min_size=config.box_min_size,
+            score_threshold=config.box_score_threshold,
+        )
         return _best_of_classes(boxes, scores, config)
 
     @torch.no_grad()

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import segmented_nms
+from kernels import decode_boxes, segmented_nms
 from mrcnn.anchors import pyramid_anchors
-from mrcnn.boxes import at_least, at_least_float32, clip, decode, encode
+from mrcnn.boxes import at_least_float32, encode
 from mrcnn.config import ModelConfig
 from mrcnn.preprocess import Batch, Targets
 from mrcnn.sampling import Sample, match, sample
@@ -60,14 +60,14 @@ class RegionProposalNetwork(nn.Module):
         config = self.config
         per_level = config.proposals_per_level_train if self.training else config.proposals_per_level_test
         capacity = config.proposals_train if self.training else config.proposals_test
-        boxes, logits = [], []
+        chosen = []
         for feature, level in zip(features, anchors, strict=True):
-            objectness, offsets = self._head(feature)
-            best = torch.topk(objectness, min(per_level, objectness.shape[1]), dim=1)
-            chosen = offsets.gather(1, best.indices[..., None].expand(-1, -1, 4))
-            boxes.append(clip(decode(chosen, level[best.indices], _UNIT), batch.sizes))
-            logits.append(best.values)
-        return _suppress_within_levels(boxes, logits, config, capacity)
+            logits, offsets = self._head(feature)
+            best = torch.topk(logits, min(per_level, logits.shape[1]), dim=1)
+            of_best = offsets.gather(1, best.indices[..., None].expand(-1, -1, 4))
+            chosen.append((of_best, level[best.indices], best.values.sigmoid()))
+        boxes, scores = _decode(chosen, batch.sizes, config.rpn_min_size)
+        return _suppress_within_levels(boxes, scores, config, capacity)
 
     def sample(self, anchors: list[Tensor], targets: Targets) -> tuple[Sample, Tensor]:
         """Anchors to train on, and the offsets [B, S, 4] that they should have."""
@@ -141,19 +141,30 @@ def _neighbourhoods(features: list[Tensor], position: Tensor) -> Tensor:
     return torch.stack(patches).sum(dim=0).flatten(2)
 
 
-def _suppress_within_levels(boxes: list[Tensor], logits: list[Tensor], config: ModelConfig, capacity: int) -> Proposals:
-    """One segment of NMS for each image and level, boxes [B, k_l, 4]; then the best of all levels."""
-    images, longest = boxes[0].shape[0], max(each.shape[1] for each in boxes)
-    padded_boxes = torch.stack([F.pad(each, (0, 0, 0, longest - each.shape[1])) for each in boxes], dim=1)
-    scores = torch.stack(
-        [F.pad(each.sigmoid(), (0, longest - each.shape[1]), value=float("-inf")) for each in logits], dim=1
+def _decode(levels: list[tuple[Tensor, Tensor, Tensor]], image_sizes: Tensor, min_size: float) -> tuple[Tensor, Tensor]:
+    """Boxes [B, L, k, 4] and scores [B, L, k] of offsets [B, k_l, 4], anchors [B, k_l, 4] and scores [B, k_l].
+
+    k is that of the longest level; places left over, and boxes that are too small, have scores of minus infinity.
+    """
+    longest = max(scores.shape[1] for _, _, scores in levels)
+    offsets, anchors = (
+        torch.stack([F.pad(each, (0, 0, 0, longest - each.shape[1])) for each in some], dim=1)
+        for some in ([level[0] for level in levels], [level[1] for level in levels])
     )
-    scores = torch.where(at_least(padded_boxes, config.rpn_min_size), scores, float("-inf"))
+    scores = torch.stack(
+        [F.pad(each, (0, longest - each.shape[1]), value=float("-inf")) for _, _, each in levels], dim=1
+    )
+    return decode_boxes(offsets, anchors, scores, image_sizes, weights=_UNIT, min_size=min_size)
+
+
+def _suppress_within_levels(boxes: Tensor, scores: Tensor, config: ModelConfig, capacity: int) -> Proposals:
+    """One segment of NMS for each image and level, boxes [B, L, k, 4]; then the best of all levels."""
+    images, levels, longest = scores.shape
     max_keep = min(capacity, longest)
-    keep, _ = segmented_nms(padded_boxes.flatten(0, 1), scores.flatten(0, 1), config.rpn_nms_iou, max_keep)
-    keep = keep.view(images, len(boxes), max_keep)
+    keep, _ = segmented_nms(boxes.flatten(0, 1), scores.flatten(0, 1), config.rpn_nms_iou, max_keep)
+    keep = keep.view(images, levels, max_keep)
     kept_scores = torch.where(keep >= 0, scores.gather(2, keep.clamp(min=0)), float("-inf")).flatten(1)
-    kept_boxes = padded_boxes.gather(2, keep.clamp(min=0)[..., None].expand(-1, -1, -1, 4)).flatten(1, 2)
+    kept_boxes = boxes.gather(2, keep.clamp(min=0)[..., None].expand(-1, -1, -1, 4)).flatten(1, 2)
     best = torch.sort(kept_scores, dim=1, descending=True, stable=True)
     order, ranked = best.indices[:, :capacity], best.values[:, :capacity]
     present = ranked > float("-inf")

@@ -81,6 +81,18 @@ def paste_masks(memory_format: torch.memory_format, implementation: str) -> tupl
     return masks, boxes, 12, 14, threshold, "torchvision", implementation
 
 
+def decode_boxes(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(0)
+    offsets = torch.randn((2, 3, 5, 4), generator=generator)
+    anchors = torch.tensor([1.0, 2, 8, 9]).expand(2, 3, 5, 4)
+    scores, counts = torch.rand((2, 3, 5), generator=generator), None
+    if memory_format == torch.channels_last:
+        offsets, scores = (torch.stack(list(each), dim=2).transpose(0, 2).transpose(1, 2) for each in (offsets, scores))
+        counts = torch.tensor([3, 5])
+    sizes = torch.tensor([[30, 20], [10, 40]])
+    return offsets, anchors, scores, sizes, counts, [10.0, 10.0, 5.0, 5.0], 1.0, 0.1, implementation
+
+
 def mask_runs(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
     masks, boxes, height, width, *_ = paste_masks(memory_format, implementation)
     return masks, boxes, height, width, 0.5, "torchvision", 40, implementation
@@ -144,6 +156,7 @@ OPERATIONS: dict[str, Callable[[torch.memory_format, str], tuple[Any, ...]]] = {
         mask_loss_backward,
         paste_masks,
         mask_runs,
+        decode_boxes,
         match_boxes,
         mask_predict,
         mask_predict_loss,

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 import kernels
 from kernels import (
+    decode_boxes,
     mask_loss,
     mask_predict,
     mask_predict_loss,
@@ -187,6 +188,22 @@ def test_compiled_maximum_pooling_takes_any_number_of_boxes() -> None:
                 result = each(features, rois)
                 results.append([result, *torch.autograd.grad(result.square().sum(), features)])
             for plain, traced in zip(*results, strict=True):
+                assert torch.equal(plain, traced)
+    assert len(graphs) == 1
+
+
+def test_compiled_decoding_takes_any_number_of_boxes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([[20, 30], [40, 10]])
+    with use("eager"):
+        fast, graphs = compiled(decode_boxes, dynamic=True)
+        for number in (7, 12, 9):  # with fewer than there are segments it is compiled once more
+            offsets = torch.randn((2, number, 5, 4), generator=generator).transpose(1, 2)
+            anchors = torch.rand((2, 1, number, 4), generator=generator).sort(dim=-1).values * 30
+            scores = torch.rand((2, 5, number), generator=generator)
+            for plain, traced in zip(
+                decode_boxes(offsets, anchors, scores, sizes), fast(offsets, anchors, scores, sizes), strict=True
+            ):
                 assert torch.equal(plain, traced)
     assert len(graphs) == 1
 

@@ -134,6 +134,7 @@ def test_the_rooms_hold_the_same_functions() -> None:
         "mask_loss": ["mask_loss", "mask_loss_backward"],
         "paste_masks": ["paste_masks"],
         "encode_masks": ["mask_runs"],
+        "decode_boxes": ["decode_boxes"],
         "match_boxes": ["match_boxes"],
         "mask_predict": ["mask_predict", "mask_predict_loss", "mask_predict_backward"],
         "roi_pool": ["roi_pool", "roi_pool_backward"],

@@ -8,6 +8,7 @@ import torch
 from compilation import AMPERE, HOPPER, MI300, Launch, launches_of, resources
 from triton.backends.compiler import GPUTarget
 
+from kernels.gpu.decode_boxes import decode_boxes
 from kernels.gpu.encode_masks import mask_runs
 from kernels.gpu.mask_loss import mask_loss, mask_loss_backward
 from kernels.gpu.mask_predict import mask_predict, mask_predict_backward
@@ -110,12 +111,22 @@ def mask_runs_launches(dtype: torch.dtype = torch.float32, rois: int = 16, side:
         yield from launches_of(mask_runs, masks, boxes, (side, side + 8), threshold, rule, 2 * side + 17)
 
 
+def decode_boxes_launches(dtype: torch.dtype = torch.float32, number: int = 1000) -> Iterator[Launch]:
+    """Segments one after another, and classes whose offsets lie together."""
+    anchors, scores = torch.zeros((2, 1, number, 4)).expand(2, 3, number, 4), torch.zeros((2, 3, number))
+    sizes, rest = torch.zeros((2, 2), dtype=torch.int64), ([10.0, 10.0, 5.0, 5.0], 1.0, 0.05)
+    for offsets in (torch.empty((2, 3, number, 4)), torch.empty((2, number, 3, 4)).transpose(1, 2)):
+        for counts in (None, torch.zeros(2, dtype=torch.int64)):
+            yield from launches_of(decode_boxes, offsets.to(dtype), anchors, scores.to(dtype), sizes, counts, *rest)
+
+
 def every_launch() -> list[Launch]:
     return [
         *roi_align_launches(channels_last=True),
         *roi_align_launches(channels_last=False),
         *other_launches(),
         *mask_runs_launches(),
+        *decode_boxes_launches(),
         *match_launches(),
         *mask_predict_launches(),
         *roi_pool_launches(),
@@ -147,6 +158,7 @@ def test_every_dtype_compiles(dtype: torch.dtype) -> None:
         *roi_align_launches(dtype, channels_last=False),
         *other_launches(dtype, sampling_ratios=(-1, 2), thresholds=(0.5, None)),
         *mask_runs_launches(dtype),
+        *decode_boxes_launches(dtype),
         *match_launches(dtype),
         *mask_predict_launches(dtype),
         *roi_pool_launches(dtype),
@@ -213,6 +225,7 @@ def test_counts_and_image_sizes_do_not_compile_anew() -> None:
                 *roi_align_launches(rois=rois, side=side),
                 *other_launches(rois=rois),
                 *mask_runs_launches(rois=rois, side=side),
+                *decode_boxes_launches(number=rois),
                 *match_launches(anchors=rois, gt=side),
                 *mask_predict_launches(rois=rois),
                 *roi_pool_launches(rois=rois, side=side),

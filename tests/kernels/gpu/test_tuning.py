@@ -6,6 +6,7 @@ import triton
 from triton.runtime.autotuner import Autotuner
 
 from kernels.gpu import (
+    decode_boxes,
     encode_masks,
     mask_loss,
     mask_predict,
@@ -28,6 +29,7 @@ KERNELS = [
     mask_loss._gradient_kernel,
     paste_masks._paste_kernel,
     encode_masks._edges_kernel,
+    decode_boxes._decode_kernel,
     match_boxes._best_kernel,
     match_boxes._forced_kernel,
     mask_predict._logits_kernel,
