@@ -4,6 +4,7 @@ Where torchvision.ops has a function, the one here has its name, arguments and r
 """
 
 from kernels.decode_boxes import decode_boxes
+from kernels.decode_keypoints import decode_keypoints
 from kernels.dispatch import use
 from kernels.encode_masks import encode_masks, mask_runs
 from kernels.mask_loss import mask_loss
@@ -17,6 +18,7 @@ from kernels.roi_pool import roi_pool
 __all__ = [
     "batched_nms",
     "decode_boxes",
+    "decode_keypoints",
     "encode_masks",
     "mask_loss",
     "mask_predict",

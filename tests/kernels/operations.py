@@ -93,6 +93,12 @@ def decode_boxes(memory_format: torch.memory_format, implementation: str) -> tup
     return offsets, anchors, scores, sizes, counts, [10.0, 10.0, 5.0, 5.0], 1.0, 0.1, implementation
 
 
+def decode_keypoints(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    heatmaps = torch.randn((2, 3, 4, 5), generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[1.2, 2.1, 9.3, 8.8], [0.4, -3.1, 6.6, 12.9]])
+    return heatmaps.contiguous(memory_format=memory_format), boxes, implementation
+
+
 def mask_runs(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
     masks, boxes, height, width, *_ = paste_masks(memory_format, implementation)
     return masks, boxes, height, width, 0.5, "torchvision", 40, implementation
@@ -157,6 +163,7 @@ OPERATIONS: dict[str, Callable[[torch.memory_format, str], tuple[Any, ...]]] = {
         paste_masks,
         mask_runs,
         decode_boxes,
+        decode_keypoints,
         match_boxes,
         mask_predict,
         mask_predict_loss,

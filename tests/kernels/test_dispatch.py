@@ -144,6 +144,7 @@ def test_the_rooms_hold_the_same_functions() -> None:
         "paste_masks": ["paste_masks"],
         "encode_masks": ["mask_runs"],
         "decode_boxes": ["decode_boxes"],
+        "decode_keypoints": ["decode_keypoints"],
         "match_boxes": ["match_boxes"],
         "mask_predict": ["mask_predict", "mask_predict_loss", "mask_predict_backward"],
         "roi_pool": ["roi_pool", "roi_pool_backward"],

@@ -30,6 +30,7 @@ kernels.mask_predict_loss(logits, torch.ones(3, 2), torch.zeros(3), labels, boxe
 assert kernels.mask_predict(logits, torch.ones(3, 2), torch.zeros(3), labels).shape == (1, 3, 3)
 assert kernels.match_boxes(boxes, boxes[None], torch.tensor([1]))[2].all()
 assert kernels.decode_boxes(boxes[None], boxes, scores[None], torch.tensor([[9, 9]]))[0].any()
+assert kernels.decode_keypoints(torch.ones(1, 2, 4, 4), boxes)[0].shape == (1, 2, 3)
 assert kernels.encode_masks(torch.ones(1, 4, 4), boxes, (9, 9))[0]["size"] == [9, 9]
 assert kernels.paste_masks(torch.ones(1, 4, 4), boxes, (9, 9)).any()
 assert not any(name.startswith("kernels.gpu") for name in sys.modules)

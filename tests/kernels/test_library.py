@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 import kernels
 from kernels import (
     decode_boxes,
+    decode_keypoints,
     mask_loss,
     mask_predict,
     mask_predict_loss,
@@ -204,6 +205,18 @@ def test_compiled_decoding_takes_any_number_of_boxes() -> None:
             for plain, traced in zip(
                 decode_boxes(offsets, anchors, scores, sizes), fast(offsets, anchors, scores, sizes), strict=True
             ):
+                assert torch.equal(plain, traced)
+    assert len(graphs) == 1
+
+
+def test_compiled_keypoints_take_any_number_of_boxes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    with use("eager"):
+        fast, graphs = compiled(decode_keypoints, dynamic=True)
+        for number in (5, 2, 9):
+            heatmaps = torch.randn((number, 3, 6, 7), generator=generator)
+            boxes = torch.rand((number, 4), generator=generator).sort(dim=1).values * 24
+            for plain, traced in zip(decode_keypoints(heatmaps, boxes), fast(heatmaps, boxes), strict=True):
                 assert torch.equal(plain, traced)
     assert len(graphs) == 1
 

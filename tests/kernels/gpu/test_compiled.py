@@ -9,6 +9,7 @@ from compilation import AMPERE, HOPPER, MI300, Launch, launches_of, resources
 from triton.backends.compiler import GPUTarget
 
 from kernels.gpu.decode_boxes import decode_boxes
+from kernels.gpu.decode_keypoints import decode_keypoints
 from kernels.gpu.encode_masks import mask_runs
 from kernels.gpu.mask_loss import mask_loss, mask_loss_backward
 from kernels.gpu.mask_predict import mask_predict, mask_predict_backward
@@ -120,6 +121,10 @@ def decode_boxes_launches(dtype: torch.dtype = torch.float32, number: int = 1000
             yield from launches_of(decode_boxes, offsets.to(dtype), anchors, scores.to(dtype), sizes, counts, *rest)
 
 
+def decode_keypoints_launches(dtype: torch.dtype = torch.float32, rois: int = 16) -> Iterator[Launch]:
+    yield from launches_of(decode_keypoints, torch.empty((rois, 17, 56, 56), dtype=dtype), torch.zeros((rois, 4)))
+
+
 def every_launch() -> list[Launch]:
     return [
         *roi_align_launches(channels_last=True),
@@ -127,6 +132,7 @@ def every_launch() -> list[Launch]:
         *other_launches(),
         *mask_runs_launches(),
         *decode_boxes_launches(),
+        *decode_keypoints_launches(),
         *match_launches(),
         *mask_predict_launches(),
         *roi_pool_launches(),
@@ -159,6 +165,7 @@ def test_every_dtype_compiles(dtype: torch.dtype) -> None:
         *other_launches(dtype, sampling_ratios=(-1, 2), thresholds=(0.5, None)),
         *mask_runs_launches(dtype),
         *decode_boxes_launches(dtype),
+        *decode_keypoints_launches(dtype),
         *match_launches(dtype),
         *mask_predict_launches(dtype),
         *roi_pool_launches(dtype),
@@ -226,6 +233,7 @@ def test_counts_and_image_sizes_do_not_compile_anew() -> None:
                 *other_launches(rois=rois),
                 *mask_runs_launches(rois=rois, side=side),
                 *decode_boxes_launches(number=rois),
+                *decode_keypoints_launches(rois=rois),
                 *match_launches(anchors=rois, gt=side),
                 *mask_predict_launches(rois=rois),
                 *roi_pool_launches(rois=rois, side=side),

@@ -7,6 +7,7 @@ from triton.runtime.autotuner import Autotuner
 
 from kernels.gpu import (
     decode_boxes,
+    decode_keypoints,
     encode_masks,
     mask_loss,
     mask_predict,
@@ -30,6 +31,7 @@ KERNELS = [
     paste_masks._paste_kernel,
     encode_masks._edges_kernel,
     decode_boxes._decode_kernel,
+    decode_keypoints._keypoint_kernel,
     match_boxes._best_kernel,
     match_boxes._forced_kernel,
     mask_predict._logits_kernel,

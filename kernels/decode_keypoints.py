@@ -1,0 +1,54 @@
+"""Keypoints out of heatmaps (Mask R-CNN, section 3.1, keypoints), without resizing a heatmap to its box in memory."""
+
+import torch
+from torch import Tensor
+
+from kernels.dispatch import implementation_for, run
+
+
+def decode_keypoints(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each heatmap, resized bicubically to its box, is largest; `heatmaps_to_keypoints` of torchvision.
+
+    A box has as many pixels as its sides are long, rounded up and at least 1. Of equal values the first counts, row
+    after row; a value that is not a number counts as the largest. There is no gradient.
+
+    Args:
+        heatmaps: logits [K, N, H, W] of N keypoints in float32, float16, bfloat16 or float64.
+        boxes: [K, 4] as x1, y1, x2, y2. One with a NaN or infinite coordinate, or a side above 32,768, gives zeros.
+
+    Returns:
+        x, y and 1 of each keypoint [K, N, 3]; the value there [K, N]; both float32 (float64 for float64 heatmaps).
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype or device.
+    """
+    _check(heatmaps, boxes)
+    result: tuple[Tensor, Tensor] = _decode_keypoints(heatmaps.detach(), boxes.detach(), implementation_for(heatmaps))
+    return result
+
+
+def _check(heatmaps: Tensor, boxes: Tensor) -> None:
+    if heatmaps.ndim != 4 or not heatmaps.is_floating_point() or heatmaps.shape[2] < 1 or heatmaps.shape[3] < 1:
+        raise ValueError(
+            f"heatmaps is {tuple(heatmaps.shape)} in {heatmaps.dtype}; it must be K x N x H x W in floating point, "
+            "with a pixel at least"
+        )
+    if boxes.shape != (heatmaps.shape[0], 4) or not boxes.is_floating_point():
+        raise ValueError(
+            f"boxes is {tuple(boxes.shape)} in {boxes.dtype}; it must be {heatmaps.shape[0]} x 4 in floating point"
+        )
+    if boxes.device != heatmaps.device:
+        raise ValueError(f"boxes is on {boxes.device}; it must be on the heatmaps' device, {heatmaps.device}")
+
+
+@torch.library.custom_op("mrcnn::decode_keypoints", mutates_args=())
+def _decode_keypoints(heatmaps: Tensor, boxes: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
+    keypoints, scores = run(implementation, "decode_keypoints", "decode_keypoints", heatmaps.device, heatmaps, boxes)
+    return keypoints, scores
+
+
+@_decode_keypoints.register_fake
+def _(heatmaps: Tensor, boxes: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(heatmaps.dtype, torch.float32)
+    shape = heatmaps.shape[:2]
+    return heatmaps.new_empty((*shape, 3), dtype=dtype), heatmaps.new_empty(shape, dtype=dtype)
