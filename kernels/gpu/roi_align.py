@@ -6,10 +6,13 @@ samples.
 
 Channels last: a program takes a RoI and a block of channels, one row of bins to a warp. It walks along x and
 holds two neighbouring columns of the map, already summed along y, so that each column is read once per row of
-bins, as rows of channels of 16 bytes a thread; there is no shared memory and no barrier. Where a
-multiplication and an addition are one is written down, and not left to the compiler, which decides otherwise
-for other configurations: all give the same bits. Contiguous maps: lanes are bins, so that neighbouring lanes
-read neighbouring pixels.
+bins, as rows of channels of 16 bytes a thread; there is no shared memory and no barrier.
+
+Contiguous maps: a warp takes a row of bins of a few channels. It reads the rows of the map, 32 neighbouring pixels
+at a time, sums them along y, and each bin then gathers its columns from the lanes that hold them.
+
+Where a multiplication and an addition are one is written down, and not left to the compiler, which decides
+otherwise for other configurations: all give the same bits.
 """
 
 import math
@@ -164,16 +167,8 @@ def _column(pointer, line, used, row, y_grid, y_first, y_stop, y_count, RATIO: t
 
 @tuning.tuned(
     configs=[
-        triton.Config({"BLOCK_B": bins, "BLOCK_C": block}, num_warps=warps)
-        for bins, block, warps in [
-            (64, 8, 4),
-            (64, 4, 2),
-            (64, 16, 4),
-            (128, 4, 4),
-            (256, 1, 2),
-            (256, 4, 4),
-            (32, 8, 2),
-        ]
+        triton.Config({"BLOCK_C": block}, num_warps=warps)
+        for block, warps in [(8, 1), (64, 8), (4, 1), (16, 4), (32, 8)]
     ],
     key=KEY,
     prune=prune_channels,
@@ -194,59 +189,75 @@ def _contiguous_kernel(
     RATIO: tl.constexpr,
     ALIGNED: tl.constexpr,
     WIDE: tl.constexpr,
-    BLOCK_B: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Program (RoI, block of channels, block of bins): [BLOCK_C, BLOCK_B] bins, sample after sample."""
+    """Program (RoI, block of channels) makes all bins, [BLOCK_C, BLOCK_W], a row of bins, at a time."""
     roi = tl.program_id(0).to(tl.int64)
     level, image, y_grid, x_grid = load_roi(
         rois_ptr, roi, levels, num_images, EXACT_SCALES, LEVELS, POOLED_H, POOLED_W, RATIO, ALIGNED
     )
-    bins = tl.program_id(2) * BLOCK_B + tl.arange(0, BLOCK_B)
-    bin_y, bin_x = bins // POOLED_W, bins % POOLED_W
-    inside = bins < POOLED_H * POOLED_W
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]
     index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
     rows, columns = y_grid[4].to(index_type), x_grid[4].to(index_type)
     feature = pick_pointer(features, level, LEVELS) + image.to(tl.int64) * (rows * columns * CHANNELS)
     feature += channel.to(index_type) * (rows * columns)
-    y_first, y_stop = sample_range(y_grid, bin_y, RATIO)
+    bin_x = tl.arange(0, BLOCK_W)[None, :]
+    inside = bin_x < POOLED_W
     x_first, x_stop = sample_range(x_grid, bin_x, RATIO)
-    y_count = tl.max(tl.where(inside, y_stop - y_first, 0))
-    x_count = tl.max(tl.where(inside, x_stop - x_first, 0))
-
+    x_count = tl.max(tl.where(inside, x_stop - x_first, 0)) if RATIO == 0 else RATIO
     dtype: tl.constexpr = rois_ptr.dtype.element_ty
-    total = tl.zeros((BLOCK_C, BLOCK_B), dtype)
-    for y_offset in range(y_count):
-        y, y_counts = sample(y_grid, bin_y, y_first + y_offset)
-        y_counts = y_counts & inside & (y_first + y_offset < y_stop)
-        top = y.to(tl.int32)
-        y_fraction = y - top
-        line = top.to(index_type) * columns
-        for x_offset in range(x_count):
-            x, counts = sample(x_grid, bin_x, x_first + x_offset)
-            counts = counts & y_counts & (x_first + x_offset < x_stop)
-            first = x.to(tl.int32)
-            x_fraction = x - first
-            for corner in tl.static_range(4):
-                # A pixel beyond the border has weight 0.
-                if corner < 2:
-                    weight, pixel = 1.0 - y_fraction, line + first
-                else:
-                    weight, pixel = y_fraction, line + columns + first
-                if corner % 2 == 0:
-                    weight = weight * (1.0 - x_fraction)
-                else:
-                    weight, pixel = weight * x_fraction, pixel + 1
-                reached = (counts & (weight > 0))[None, :] & (channel < CHANNELS)
-                value = tl.load(feature + pixel[None, :], mask=reached, other=0.0).to(dtype)
-                total += weight[None, :] * value
-    out = out_ptr + (roi * CHANNELS + channel) * (POOLED_H * POOLED_W) + bins[None, :]
-    tl.store(
-        out,
-        (total * share_of_sample(y_grid, x_grid)).to(out_ptr.dtype.element_ty),
-        mask=inside[None, :] & (channel < CHANNELS),
-    )
+    out = out_ptr + (roi * CHANNELS + channel) * (POOLED_H * POOLED_W) + bin_x
+
+    first, last = _columns_sampled(x_grid, bin_x, inside, x_first, x_stop, x_count)
+    for bin_y in range(POOLED_H):
+        row = tl.full((1,), bin_y, tl.int32)
+        y_first, y_stop = sample_range(y_grid, row, RATIO)
+        y_count = tl.max(y_stop - y_first) if RATIO == 0 else RATIO
+        total = tl.zeros((BLOCK_C, BLOCK_W), dtype)
+        for start in range(first, last + 1, BLOCK_X):
+            column = start + tl.arange(0, BLOCK_X)[None, :]
+            line = _column(
+                feature + column,
+                columns,
+                (channel < CHANNELS) & (column <= last),
+                row,
+                y_grid,
+                y_first,
+                y_stop,
+                y_count,
+                RATIO,
+            )
+            for number in range(x_count):
+                x, counts = sample(x_grid, bin_x, x_first + number)
+                counts = counts & inside & (x_first + number < x_stop)
+                left = x.to(tl.int32)
+                fraction = x - left
+                for corner in tl.static_range(2):
+                    place = left + corner - start
+                    held = counts & (place >= 0) & (place < BLOCK_X)
+                    weight = tl.where(held, fraction if corner == 1 else 1.0 - fraction, 0.0)
+                    place = tl.broadcast_to(tl.where(held, place, 0), (BLOCK_C, BLOCK_W))
+                    total = tl.fma(tl.broadcast_to(weight, (BLOCK_C, BLOCK_W)), tl.gather(line, place, 1), total)
+        tl.store(
+            out + bin_y * POOLED_W,
+            (total * share_of_sample(y_grid, x_grid)).to(out_ptr.dtype.element_ty),
+            mask=inside & (channel < CHANNELS),
+        )
+
+
+@triton.jit
+def _columns_sampled(x_grid, bin_x, inside, x_first, x_stop, x_count):
+    """The first and the last column of the map that has a weight for these bins; last < first if there is none."""
+    first, last = tl.full((), 2**30, tl.int32), tl.full((), -1, tl.int32)
+    for number in range(x_count):
+        x, counts = sample(x_grid, bin_x, x_first + number)
+        counts = counts & inside & (x_first + number < x_stop)
+        left = x.to(tl.int32)
+        first = tl.minimum(first, tl.min(tl.where(counts, left, 2**30)))
+        last = tl.maximum(last, tl.max(tl.where(counts, tl.where(x > left, left + 1, left), -1)))
+    return first, last
 
 
 def roi_align(
@@ -298,12 +309,10 @@ def roi_align(
         else:
             tuning.launch(
                 _contiguous_kernel,
-                lambda meta: (
-                    num_rois,
-                    triton.cdiv(channels, meta["BLOCK_C"]),
-                    triton.cdiv(height * width, meta["BLOCK_B"]),
-                ),
+                lambda meta: (num_rois, triton.cdiv(channels, meta["BLOCK_C"])),
                 tensors,
+                BLOCK_X=32,  # a warp's lanes, so that columns are exchanged within it; the same in all configurations
+                BLOCK_W=triton.next_power_of_2(width),
                 **arguments,
             )
     return out
