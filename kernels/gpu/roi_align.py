@@ -39,16 +39,24 @@ def prune_channels(configs: Sequence[triton.Config], arguments: Mapping[str, Any
 
 
 def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """As `prune_channels`, with rows that a warp reads at once: 16 bytes for each of its threads."""
-    row = 32 * 16 // arguments["out_ptr"].element_size()
+    """Of `prune_channels`, those that read one or two lines of 128 bytes from a pixel, 16 bytes a thread at once, and
+    hold at most 32 bytes of a tensor in a thread, as there are not registers for more. If there are none, those that
+    hold least. Narrow blocks let more RoIs share an SM's cache.
+    """
+    size = arguments["out_ptr"].element_size()
     fitting = prune_channels(configs, arguments)
-    return [config for config in fitting if config.kwargs["BLOCK_C"] <= row]
+
+    def held(config: triton.Config) -> float:
+        return arguments["BLOCK_H"] * config.kwargs["BLOCK_C"] * size / (32 * config.num_warps)
+
+    lines = [each for each in fitting if 128 <= each.kwargs["BLOCK_C"] * size <= 256 and 16 <= held(each) <= 32]
+    return lines or [each for each in fitting if held(each) == min(map(held, fitting))]
 
 
 @tuning.tuned(
     configs=[
         triton.Config({"BLOCK_C": block}, num_warps=warps)
-        for block, warps in [(256, 8), (128, 8), (128, 4), (128, 16), (64, 8), (64, 4), (64, 2), (32, 4)]
+        for block, warps in [(32, 2), (64, 2), (64, 4), (32, 1), (32, 4), (64, 1), (128, 4), (128, 8)]
     ],
     key=KEY,
     prune=prune_rows_of_channels,

@@ -48,12 +48,25 @@ def test_bucket(count: int, expected: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "block"), [(torch.float64, 64), (torch.float32, 128), (torch.bfloat16, 256)], ids=str
+    ("dtype", "rows", "block"),
+    [
+        (torch.float64, 8, 32),
+        (torch.float32, 8, 32),
+        (torch.float32, 16, 32),
+        (torch.bfloat16, 8, 64),
+        (torch.bfloat16, 16, 64),
+    ],
+    ids=str,
 )
-def test_default_reads_16_bytes_a_thread(dtype: torch.dtype, block: int) -> None:
-    arguments = {"out_ptr": torch.empty(1, dtype=dtype), "CHANNELS": 256}
+def test_rows_of_channels_are_lines_read_16_bytes_a_thread(dtype: torch.dtype, rows: int, block: int) -> None:
+    arguments = {"out_ptr": torch.empty(1, dtype=dtype), "CHANNELS": 256, "BLOCK_H": rows}
     left = tuning.pruned_configs(roi_align._channels_last_kernel, (), arguments)
     assert left[0].kwargs["BLOCK_C"] == block
+    assert len(left) > 1
+    for config in left:
+        row = config.kwargs["BLOCK_C"] * dtype.itemsize
+        assert 128 <= row <= 256
+        assert 16 <= row * rows / (32 * config.num_warps) <= 32
 
 
 def test_bucket_with_another_floor() -> None:
@@ -70,6 +83,7 @@ def test_pruning_leaves_a_configuration(kernel: Autotuner, channels: int, channe
         "CHANNELS_WRITTEN": channels,
         "CHANNELS_LAST": channels_last,
         "SIZE": 14,
+        "BLOCK_H": 8,
         "gt_bucket": 4,
     }
     left = tuning.pruned_configs(kernel, (), arguments)
