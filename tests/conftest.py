@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from bench.test_data import TEST_DATA
+
+# The same few examples at each run; HYPOTHESIS_PROFILE=thorough draws many, and others each time.
+settings.register_profile("quick", max_examples=60, deadline=None, derandomize=True)
+settings.register_profile("thorough", max_examples=2000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
