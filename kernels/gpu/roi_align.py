@@ -47,7 +47,7 @@ def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[
     fitting = prune_channels(configs, arguments)
 
     def held(config: triton.Config) -> float:
-        return arguments["BLOCK_H"] * config.kwargs["BLOCK_C"] * size / (32 * config.num_warps)
+        return float(arguments["BLOCK_H"] * config.kwargs["BLOCK_C"] * size / (32 * config.num_warps))
 
     lines = [each for each in fitting if 128 <= each.kwargs["BLOCK_C"] * size <= 256 and 16 <= held(each) <= 32]
     return lines or [each for each in fitting if held(each) == min(map(held, fitting))]
