@@ -1,0 +1,139 @@
+"""Addresses past 2^31 elements: what lies there is read and written, with memory that is mapped and never touched.
+
+An offset in 32 bits would come out negative or near 0, where the virtual GPU finds it out of bounds or the result is
+that of other pixels: everything but the places that count is zero.
+"""
+
+import mmap
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torchvision
+from error_rule import assert_error_rule
+from torch import Tensor
+
+import kernels
+from bench.virtual_gpu import Program, triton_kernels
+from bench.virtual_gpu.intercept import active
+from kernels.gpu import tuning
+
+pytestmark = pytest.mark.compiled
+
+LIMIT = 2**31
+
+
+def untouched(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Zeros whose pages are only made where something is written; all others read as one page of zeros."""
+    count = torch.Size(shape).numel()
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    memory = mmap.mmap(-1, count * dtype.itemsize, flags=flags)
+    return torch.frombuffer(memory, dtype=dtype, count=count).view(shape)
+
+
+@contextmanager
+def only_program(name: str, axis: str, number: int) -> Iterator[None]:
+    """While active, the kernel runs program `number` along the axis and no other: all would take minutes."""
+    assemble, launch = triton_kernels.assemble, tuning.launch
+
+    def pinned(ptx: str, entry: str) -> Program:
+        if entry == name:
+            ptx, count = re.subn(rf"%ctaid\.{axis}\b", str(number), ptx)
+            assert count
+        return assemble(ptx, entry)
+
+    def narrow(kernel: Any, grid: Any, tensors: Any, **arguments: Any) -> None:
+        def narrowed(meta: dict[str, Any]) -> tuple[int, ...]:
+            return tuple(1 if each == axis else extent for each, extent in zip("xyz", grid(meta), strict=False))
+
+        here = triton_kernels.plain_kernel(kernel).__name__ == name
+        launch(kernel, narrowed if here else grid, tensors, **arguments)
+
+    with mock.patch.object(triton_kernels, "assemble", pinned), mock.patch.object(tuning, "launch", narrow):
+        yield
+
+
+@pytest.mark.parametrize("images", [1, 3], ids=["within an image", "from image to image"])
+@pytest.mark.parametrize("layout", ["channels last", "contiguous"])
+def test_roi_align(layout: str, images: int) -> None:
+    """Features of 2^31 elements and more; a RoI in the last corner of the last image."""
+    channels, side = 64, 5900 if images == 1 else 4200
+    if images == 1:
+        assert (channels - 1) * side**2 > LIMIT
+    else:
+        assert (images - 1) * channels * side**2 > LIMIT > channels * side**2
+    pixels = torch.randn((channels, 8, 8), generator=torch.Generator().manual_seed(0)).bfloat16()
+    if layout == "channels last":
+        features = untouched(images, side, side, channels, dtype=torch.bfloat16).permute(0, 3, 1, 2)
+    else:
+        features = untouched(images, channels, side, side, dtype=torch.bfloat16)
+    features[-1, :, -8:, -8:] = pixels
+    corner, size = side - 8, 6.0  # samples lie at exact places, there and in the part
+    rois = torch.tensor([[images - 1.0, corner + 0.75, corner + 1.25, corner + 0.75 + size, corner + 1.25 + size]])
+    with kernels.use("triton"), active():
+        ours = kernels.roi_align(features, rois, 3, 1.0, 2)
+    part = rois - torch.tensor([images - 1.0, *[corner] * 4])
+    truth, plain = (
+        torchvision.ops.roi_align(pixels[None].to(dtype), part.to(dtype), 3, 1.0, 2)
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert_error_rule(ours, truth, plain.bfloat16(), torch.bfloat16)
+
+
+def test_mask_loss() -> None:
+    """Ground truth of more than 2^31 pixels, the last mask's last corner set."""
+    side, number = 16000, 10
+    assert (number - 1) * side**2 > LIMIT
+    masks = untouched(number, side, side, dtype=torch.uint8)
+    pattern = torch.rand((40, 40), generator=torch.Generator().manual_seed(0)) > 0.5
+    masks[-1, -40:, -40:] = pattern
+    logits = torch.randn((1, 2, 14, 14), generator=torch.Generator().manual_seed(1))
+    boxes, label = torch.tensor([[1.5, 2.25, 29.5, 30.25]]), torch.tensor([1])  # samples lie at exact places
+    with kernels.use("triton"), active():
+        ours = kernels.mask_loss(logits, label, boxes + (side - 40), masks, torch.tensor([number - 1]))
+    with kernels.use("reference"):
+        truth, plain = (
+            kernels.mask_loss(logits.to(dtype), label, boxes.to(dtype), pattern[None], torch.tensor([0]))
+            for dtype in (torch.float64, torch.float32)
+        )
+    assert_error_rule(ours, truth, plain, torch.float32)
+
+
+def test_paste_masks() -> None:
+    """More than 2^31 pixels in all images together; 1 of 2,000 is pasted."""
+    number, size = 2000, (1024, 1100)
+    assert (number - 1) * size[0] * size[1] > LIMIT
+    masks, boxes = torch.zeros(number, 14, 14), torch.zeros(number, 4)
+    masks[-1] = torch.rand((14, 14), generator=torch.Generator().manual_seed(0))
+    boxes[-1] = torch.tensor([900.3, 880.2, 1090.8, 1020.9])
+    # Poison would touch all of the result.
+    with kernels.use("triton"), active(pattern=None), only_program("_paste_kernel", "y", number - 1):
+        ours = kernels.paste_masks(masks, boxes, size)
+    (wanted,) = kernels.paste_masks(masks[-1:], boxes[-1:], size)
+    assert wanted.any()
+    assert ours[-1].equal(wanted)
+
+
+def test_segmented_nms() -> None:
+    """More than 2^31 words of overlaps; only the last segment has boxes."""
+    segments, number, count = 129, 32768, 150
+    assert (segments - 1) * number * (number // 64) >= LIMIT
+    try:
+        torch.empty(segments * number * (number // 64), dtype=torch.int64)  # what the launcher will ask for
+    except RuntimeError:
+        pytest.skip("needs 17 GB of address space, though not of memory")
+    generator = torch.Generator().manual_seed(0)
+    boxes, scores = torch.zeros(segments, number, 4), torch.zeros(segments, number)
+    corner = torch.randint(0, 20, (count, 2), generator=generator).float()
+    boxes[-1, :count] = torch.cat([corner, corner + torch.randint(1, 10, (count, 2), generator=generator)], dim=1)
+    scores[-1, :count] = torch.randint(0, 20, (count,), generator=generator) / 20
+    counts = torch.tensor([0] * (segments - 1) + [count])
+    with kernels.use("triton"), active(pattern=None), only_program("_mask_kernel", "y", segments - 1):
+        keep, kept = kernels.segmented_nms(boxes, scores, 0.3, 200, counts)
+    wanted = torchvision.ops.nms(boxes[-1, :count], scores[-1, :count], 0.3)
+    assert kept.tolist() == [0] * (segments - 1) + [len(wanted)]
+    assert keep[-1, : len(wanted)].equal(wanted)
