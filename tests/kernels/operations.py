@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 def _features(memory_format: torch.memory_format) -> list[Tensor]:
@@ -172,3 +173,28 @@ OPERATIONS: dict[str, Callable[[torch.memory_format, str], tuple[Any, ...]]] = {
         roi_pool_backward,
     )
 }
+
+
+def differentiable(name: str) -> bool:
+    return any(isinstance(each, Tensor) and each.requires_grad for each in _leaves(name))
+
+
+def _leaves(name: str, memory_format: torch.memory_format = torch.contiguous_format) -> list[Any]:
+    return list(pytree.tree_leaves(OPERATIONS[name](memory_format, "eager")))
+
+
+def gradcheck(name: str, memory_format: torch.memory_format, implementation: str) -> bool:
+    """The first result's derivative, in float64, by everything that asks for a gradient, against differences."""
+    leaves, structure = pytree.tree_flatten(OPERATIONS[name](memory_format, implementation))
+    for place, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            leaves[place] = leaf.detach().double().requires_grad_(leaf.requires_grad)
+    wanted = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+    def first(*given: Tensor) -> Tensor:
+        arguments = dict(enumerate(leaves)) | dict(zip(wanted, given, strict=True))
+        operation = getattr(torch.ops.mrcnn, name).default
+        result: Tensor = pytree.tree_leaves(operation(*pytree.tree_unflatten(arguments.values(), structure)))[0]
+        return result
+
+    return torch.autograd.gradcheck(first, [leaves[place] for place in wanted], fast_mode=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from operations import OPERATIONS
+from operations import OPERATIONS, differentiable, gradcheck
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
@@ -50,6 +50,27 @@ def test_opcheck(name: str, memory_format: torch.memory_format) -> None:
     """Schema, autograd registration, fake against real, and tracing forward and backward with symbolic sizes."""
     passed = torch.library.opcheck(operation(name), OPERATIONS[name](memory_format, "eager"))
     assert set(passed.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("implementation", ["eager", "reference"])
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if differentiable(name)])
+def test_gradcheck(name: str, implementation: str, memory_format: torch.memory_format) -> None:
+    assert gradcheck(name, memory_format, implementation)
+
+
+def test_what_has_a_gradient() -> None:
+    """Everything else says so, where it could be asked for."""
+    assert set(filter(differentiable, OPERATIONS)) == {
+        "roi_align",
+        "mask_loss",
+        "mask_predict",
+        "mask_predict_loss",
+        "roi_pool",
+    }
+    masks, boxes = torch.rand((1, 5, 5), requires_grad=True), torch.tensor([[1.0, 2, 9, 8]])
+    with use("eager"), pytest.raises(RuntimeError, match=r"mrcnn\.paste_masks"):
+        paste_masks(masks, boxes, (12, 14), None).sum().backward()
 
 
 def layout(result: Any) -> list[tuple[Any, ...]]:

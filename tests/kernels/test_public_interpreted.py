@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 from error_rule import assert_error_rule
-from operations import OPERATIONS
+from operations import OPERATIONS, differentiable, gradcheck
 from torch import Tensor
 from torchvision.models.detection.roi_heads import maskrcnn_loss, paste_masks_in_image
 
@@ -22,6 +22,12 @@ def test_opcheck(name: str) -> None:
     operation = getattr(torch.ops.mrcnn, name).default
     passed = torch.library.opcheck(operation, OPERATIONS[name](torch.channels_last, "triton"))
     assert set(passed.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if differentiable(name)])
+def test_gradcheck(name: str, memory_format: torch.memory_format) -> None:
+    assert gradcheck(name, memory_format, "triton")
 
 
 def test_triton_is_the_default_under_the_interpreter() -> None:
