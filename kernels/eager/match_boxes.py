@@ -5,6 +5,8 @@ are exactly 0 and are not computed. The best overlap of each ground truth is kno
 its own best is kept, and only chunks that turn out to hold the best of all are looked at again.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -52,7 +54,8 @@ class _Chunk:
         if not self.regular:
             return torch.arange(len(gt), device=gt.device)
         apart = ((gt[:, :2] >= self.high) | (gt[:, 2:] <= self.low)).any(dim=1)
-        return torch.nonzero(~(apart & (gt_areas > 0)))[:, 0]
+        # 0 / 0 and 0 * infinity are not 0.
+        return torch.nonzero(~(apart & (gt_areas > 0) & (gt_areas < math.inf)))[:, 0]
 
     def overlaps(self, gt: Tensor, gt_areas: Tensor) -> Tensor:
         """IoU of boxes [G, 4] and anchors [G, n], each step rounded as in `mrcnn.boxes.iou`."""

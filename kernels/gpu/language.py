@@ -47,6 +47,12 @@ def bitwise_or(a, b):
 
 
 @triton.jit
+def log2_of_bit(bit):
+    """The place of the one bit that is set in 32."""
+    return (bit.to(tl.uint32, bitcast=True).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+
+
+@triton.jit
 def sampling_grid(low, high, scale, extent, BINS: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr):
     """(start, bin, samples as a float, step, extent) of the RoI from `low` to `high` along one axis.
 

@@ -1,10 +1,11 @@
 """The best ground truth of each anchor, and the anchors that are best for one, without the matrix of overlaps.
 
-A first kernel holds a block of anchors and goes through the ground truth a few boxes a step. Along one side of a tile
-of overlaps it keeps each anchor's best so far, along the other it finds each ground truth's best within the block,
-which an integer maximum joins in memory with that of the other blocks: the bits of floats from 0 on are ordered as they
-are, and a maximum does not depend on the order. Most blocks do not touch most ground truth and write nothing. A second
-kernel computes the overlaps again and marks those equal to a ground truth's best.
+A first kernel holds a block of anchors, which lie side by side on the image, and goes through the ground truth that
+reaches into their common bounds; all other overlaps are exactly 0. It keeps each anchor's best so far, and joins each
+ground truth's best within the block with that of other blocks by an integer maximum in memory: the bits of floats from
+0 on are ordered as they are, and a maximum depends neither on the order nor on how often it is taken, so that tuning,
+which runs a kernel many times, does no harm. A second kernel computes again what overlaps can be equal to a ground
+truth's best, and marks those that are.
 
 Overlaps are computed without fused multiply-adds and divided with correct rounding, so that ties are ties and both
 kernels see the same bits. NaN is taken for infinity, which no overlap is: it is the largest, and equals none.
@@ -19,47 +20,83 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import tuning
-from kernels.gpu.language import divide
+from kernels.gpu.language import bitwise_or, divide, log2_of_bit
 
 
-def prune_tiles(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Steps that are not twice as long as there may be ground truth; the shortest if all are."""
-    longest = arguments["gt_bucket"]
-    fitting = [config for config in configs if config.kwargs["BLOCK_G"] <= longest]
-    return fitting or [min(configs, key=lambda config: config.kwargs["BLOCK_G"])]
+def prune_blocks(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
+    """Blocks that are not twice as long as there are anchors; the shortest if all are."""
+    fitting = [config for config in configs if config.kwargs["BLOCK"] <= arguments["anchors_bucket"]]
+    return fitting or [min(configs, key=lambda config: config.kwargs["BLOCK"])]
 
 
+# One warp needs no barrier to find a block's best. Longer blocks take fewer instructions in all, but those of the
+# largest anchors, which nearly all ground truth reaches, take longest.
 CONFIGS = [
-    triton.Config({"BLOCK": block, "BLOCK_G": step}, num_warps=warps)
-    for block, step, warps in [(128, 8, 4), (128, 16, 4), (256, 8, 4), (256, 8, 8), (64, 16, 2), (512, 4, 4)]
+    triton.Config({"BLOCK": block}, num_warps=warps)
+    for block, warps in [(64, 1), (128, 1), (32, 1), (256, 2), (256, 4)]
 ]
 KEY = ["SHARED", "WITH_FORCED", "anchors_bucket", "gt_bucket", "images_bucket"]
 COUNTS = ["num_anchors", "capacity", "anchors_bucket", "gt_bucket", "images_bucket"]
 
 
 @triton.jit
-def _load_box(ptr, inside, dtype: tl.constexpr):
-    """x1, y1, x2, y2 and the area of the boxes at `ptr`; 0 where not inside."""
-    x1 = tl.load(ptr, mask=inside, other=0.0).to(dtype)
-    y1 = tl.load(ptr + 1, mask=inside, other=0.0).to(dtype)
-    x2 = tl.load(ptr + 2, mask=inside, other=0.0).to(dtype)
-    y2 = tl.load(ptr + 3, mask=inside, other=0.0).to(dtype)
+def _load_boxes(ptr, count, BLOCK: tl.constexpr, dtype: tl.constexpr):
+    """x1, y1, x2, y2 and the area of the first `count` of BLOCK boxes at `ptr`; zeros after them."""
+    row = tl.arange(0, BLOCK)
+    place = ptr + row[:, None] * 4 + tl.arange(0, 4)[None, :]
+    corners = tl.load(place, mask=(row < count)[:, None], other=0.0).to(dtype)
+    x, y = tl.split(tl.reshape(corners, (BLOCK, 2, 2)))
+    x1, x2 = tl.split(x)
+    y1, y2 = tl.split(y)
     return x1, y1, x2, y2, (x2 - x1) * (y2 - y1)
 
 
 @triton.jit
-def _overlaps(anchor, gt):
-    """IoU of each anchor [BLOCK] and each ground truth [BLOCK_G]: [BLOCK, BLOCK_G]."""
+def _count(ptr, capacity):
+    """Places with ground truth; no count leads outside."""
+    return tl.minimum(tl.maximum(tl.load(ptr), 0), capacity).to(tl.int32)
+
+
+@triton.jit
+def _bounds(anchor, inside):
+    """Least and largest corners of the anchors inside, and whether their areas are numbers and not below 0."""
     x1, y1, x2, y2, area = anchor
-    u1, v1, u2, v2, gt_area = gt
-    w = tl.maximum(tl.minimum(x2[:, None], u2[None, :]) - tl.maximum(x1[:, None], u1[None, :]), 0.0)
-    h = tl.maximum(tl.minimum(y2[:, None], v2[None, :]) - tl.maximum(y1[:, None], v1[None, :]), 0.0)
+    regular = tl.min((inside == 0) | (area >= 0), 0)
+    low_x, low_y = tl.min(tl.where(inside, x1, float("inf")), 0), tl.min(tl.where(inside, y1, float("inf")), 0)
+    high_x, high_y = tl.max(tl.where(inside, x2, -float("inf")), 0), tl.max(tl.where(inside, y2, -float("inf")), 0)
+    return low_x, low_y, high_x, high_y, regular
+
+
+@triton.jit
+def _reaching(gt_ptr, count, bounds, WORD: tl.constexpr, dtype: tl.constexpr):
+    """Which of the first `count` of WORD ground truths at `gt_ptr` may have an overlap of other than 0 [WORD]."""
+    low_x, low_y, high_x, high_y, regular = bounds
+    u1, v1, u2, v2, area = _load_boxes(gt_ptr, count, WORD, dtype)
+    apart = (u1 >= high_x) | (v1 >= high_y) | (u2 <= low_x) | (v2 <= low_y)
+    # 0 / 0 and 0 * infinity are not 0.
+    is_zero = apart & (area > 0) & (area < float("inf")) & (regular != 0)
+    return (tl.arange(0, WORD) < count) & (is_zero == 0)
+
+
+@triton.jit
+def _as_bits(flags, WORD: tl.constexpr):
+    return tl.reduce(flags.to(tl.int32) << tl.arange(0, WORD), 0, bitwise_or)
+
+
+@triton.jit
+def _overlap(anchor, gt_ptr, dtype: tl.constexpr):
+    """IoU of each anchor and the ground truth at `gt_ptr` [BLOCK]."""
+    x1, y1, x2, y2, area = anchor
+    u1, v1 = tl.load(gt_ptr).to(dtype), tl.load(gt_ptr + 1).to(dtype)
+    u2, v2 = tl.load(gt_ptr + 2).to(dtype), tl.load(gt_ptr + 3).to(dtype)
+    w = tl.maximum(tl.minimum(x2, u2) - tl.maximum(x1, u1), 0.0)
+    h = tl.maximum(tl.minimum(y2, v2) - tl.maximum(y1, v1), 0.0)
     intersection = h * w
-    overlap = divide(intersection, gt_area[None, :] + area[:, None] - intersection)
+    overlap = divide(intersection, (u2 - u1) * (v2 - v1) + area - intersection)
     return tl.where(overlap == overlap, overlap, float("inf"))
 
 
-@tuning.tuned(configs=CONFIGS, key=KEY, prune=prune_tiles, accumulates=["nearest_ptr"])
+@tuning.tuned(configs=CONFIGS, key=KEY, prune=prune_blocks, accumulates=["nearest_ptr"])
 @triton.jit(do_not_specialize=COUNTS)
 def _best_kernel(
     anchors_ptr,  # [N, 4] or [B, N, 4]
@@ -76,38 +113,41 @@ def _best_kernel(
     SHARED: tl.constexpr,
     WITH_FORCED: tl.constexpr,
     BLOCK: tl.constexpr,
-    BLOCK_G: tl.constexpr,
+    WORD: tl.constexpr = 32,
 ):
     """Program: (BLOCK anchors, image)."""
-    image = tl.program_id(1).to(tl.int64)
     dtype: tl.constexpr = best_ptr.dtype.element_ty
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = row < num_anchors
-    count = tl.load(counts_ptr + image).to(tl.int32)
-    first_anchor = tl.zeros_like(image) if SHARED else image * num_anchors
-    anchor = _load_box(anchors_ptr + (first_anchor + row) * 4, inside, dtype)
-    best = tl.full((BLOCK,), -1.0, dtype)
+    image = tl.program_id(1).to(tl.int64)
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    inside = tl.arange(0, BLOCK) < num_anchors - first
+    anchors = anchors_ptr + (first if SHARED else image * num_anchors + first) * 4
+    anchor = _load_boxes(anchors, num_anchors - first, BLOCK, dtype)
+    bounds = _bounds(anchor, inside)
+    gt_boxes, nearest = gt_boxes_ptr + image * capacity * 4, nearest_ptr + image * capacity
+    count = _count(counts_ptr + image, capacity)
+    # No overlap is below 0: where all are 0, the first ground truth is the best.
+    best = tl.zeros((BLOCK,), dtype) + tl.where(count > 0, 0.0, -1.0).to(dtype)
     index = tl.zeros((BLOCK,), tl.int32)
-    for first in range(0, count, BLOCK_G):
-        number = first + tl.arange(0, BLOCK_G)
-        present = number < count
-        gt = _load_box(gt_boxes_ptr + (image * capacity + number) * 4, present, dtype)
-        overlap = tl.where(present[None, :], _overlaps(anchor, gt), -1.0)
-        # Of equal overlaps the first, within a step and, as only a larger one replaces it, of all.
-        step_best, step_index = tl.max(overlap, axis=1, return_indices=True)
-        better = step_best > best
-        best = tl.where(better, step_best, best)
-        index = tl.where(better, first + step_index, index)
-        if WITH_FORCED:
-            of_gt = tl.max(tl.where(inside[:, None], overlap, 0.0), axis=0)
-            bits = of_gt.to(nearest_ptr.dtype.element_ty, bitcast=True)
-            tl.atomic_max(nearest_ptr + image * capacity + number, bits, mask=present & (of_gt > 0), sem="relaxed")
-    out = image * num_anchors + row
+    for start in range(0, count, WORD):
+        left = _as_bits(_reaching(gt_boxes + start * 4, count - start, bounds, WORD, dtype), WORD)
+        while left != 0:
+            lowest = left & -left
+            left ^= lowest
+            number = start + log2_of_bit(lowest)
+            overlap = _overlap(anchor, gt_boxes + number * 4, dtype)
+            better = overlap > best  # of equal ones the first stays
+            best = tl.where(better, overlap, best)
+            index = tl.where(better, number, index)
+            if WITH_FORCED:
+                bits = tl.where(inside, overlap, 0.0).to(nearest_ptr.dtype.element_ty, bitcast=True)
+                of_gt = tl.max(bits, 0)  # as integers in one instruction a warp
+                tl.atomic_max(nearest + number, of_gt, mask=of_gt > 0, sem="relaxed")
+    out = image * num_anchors + first + tl.arange(0, BLOCK)
     tl.store(index_ptr + out, index.to(tl.int64), mask=inside)
     tl.store(best_ptr + out, tl.where(best < float("inf"), best, float("nan")), mask=inside)
 
 
-@tuning.tuned(configs=CONFIGS, key=KEY, prune=prune_tiles)
+@tuning.tuned(configs=CONFIGS, key=KEY, prune=prune_blocks)
 @triton.jit(do_not_specialize=COUNTS)
 def _forced_kernel(
     anchors_ptr,  # [N, 4] or [B, N, 4]
@@ -124,29 +164,37 @@ def _forced_kernel(
     SHARED: tl.constexpr,
     WITH_FORCED: tl.constexpr,
     BLOCK: tl.constexpr,
-    BLOCK_G: tl.constexpr,
+    WORD: tl.constexpr = 32,
 ):
     """Program: (BLOCK anchors, image)."""
-    image = tl.program_id(1).to(tl.int64)
     dtype: tl.constexpr = best_ptr.dtype.element_ty
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = row < num_anchors
-    # Anchors that overlap nothing are most; a block of them is done.
-    own = tl.load(best_ptr + image * num_anchors + row, mask=inside, other=0.0)
-    touched = tl.max((own != 0.0).to(tl.int32), axis=0) > 0
-    count = tl.where(touched, tl.load(counts_ptr + image).to(tl.int32), 0)
-    first_anchor = tl.zeros_like(image) if SHARED else image * num_anchors
-    anchor = _load_box(anchors_ptr + (first_anchor + row) * 4, inside, dtype)
+    image = tl.program_id(1).to(tl.int64)
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    inside = tl.arange(0, BLOCK) < num_anchors - first
+    out = image * num_anchors + first + tl.arange(0, BLOCK)
+    own = tl.load(best_ptr + out, mask=inside, other=0.0)
+    most = tl.max(tl.where(own == own, own, float("inf")), 0)
     forced = tl.zeros((BLOCK,), tl.int32)
-    for first in range(0, count, BLOCK_G):
-        number = first + tl.arange(0, BLOCK_G)
-        present = number < count
-        gt = _load_box(gt_boxes_ptr + (image * capacity + number) * 4, present, dtype)
-        nearest = tl.load(nearest_ptr + image * capacity + number, mask=present, other=0.0)
-        counts = (nearest > 0) & (nearest < float("inf"))
-        is_nearest = (_overlaps(anchor, gt) == nearest[None, :]) & counts[None, :]
-        forced |= tl.max(is_nearest.to(tl.int32), axis=1)
-    tl.store(forced_ptr + image * num_anchors + row, forced.to(tl.int8), mask=inside)
+    if most > 0:  # most blocks overlap nothing and are done
+        anchors = anchors_ptr + (first if SHARED else image * num_anchors + first) * 4
+        anchor = _load_boxes(anchors, num_anchors - first, BLOCK, dtype)
+        bounds = _bounds(anchor, inside)
+        gt_boxes, nearest_ptr = gt_boxes_ptr + image * capacity * 4, nearest_ptr + image * capacity
+        count = _count(counts_ptr + image, capacity)
+        for start in range(0, count, WORD):
+            number = start + tl.arange(0, WORD)
+            nearest = tl.load(nearest_ptr + number, mask=number < count, other=0.0)
+            # A ground truth whose best is above all that the anchors have has it elsewhere.
+            possible = (nearest > 0) & (nearest < float("inf")) & (nearest <= most)
+            possible = possible & _reaching(gt_boxes + start * 4, count - start, bounds, WORD, dtype)
+            left = _as_bits(possible, WORD)
+            while left != 0:
+                lowest = left & -left
+                left ^= lowest
+                one = start + log2_of_bit(lowest)
+                is_nearest = _overlap(anchor, gt_boxes + one * 4, dtype) == tl.load(nearest_ptr + one)
+                forced |= is_nearest.to(tl.int32)
+    tl.store(forced_ptr + out, forced.to(tl.int8), mask=inside)
 
 
 def match_boxes(

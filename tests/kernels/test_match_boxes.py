@@ -150,6 +150,15 @@ def test_boxes_turned_inside_out() -> None:
     assert_same(run("eager", *arguments), run("reference", *arguments))
 
 
+def test_boxes_of_infinite_height() -> None:
+    """They overlap by 0 * infinity where they lie side by side."""
+    anchors = torch.tensor([[0, 0, 10, INF], [0, 0, 10, 10]])
+    gt_boxes = torch.tensor([[[20, 0, 30, INF], [20, 0, 30, 10]]])
+    arguments = (anchors, gt_boxes, torch.tensor([2]))
+    assert run("reference", *arguments)[1].isnan().any()
+    assert_same(run("eager", *arguments), run("reference", *arguments))
+
+
 def test_no_gradient() -> None:
     anchors = grid_boxes(5, seed=0).requires_grad_()
     assert not run("eager", anchors, grid_boxes(1, 3, seed=1), torch.tensor([3]))[1].requires_grad

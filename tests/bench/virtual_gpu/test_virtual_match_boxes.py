@@ -6,6 +6,7 @@ import torch
 import kernels
 from bench.virtual_gpu import Options, unwritten
 from bench.virtual_gpu.intercept import active
+from kernels.gpu.match_boxes import CONFIGS
 
 pytestmark = pytest.mark.compiled
 
@@ -35,23 +36,31 @@ def test_match_boxes(dtype: torch.dtype, options: Options) -> None:
 
 
 def test_every_configuration() -> None:
+    """All of which suit 300 anchors."""
     anchors, gt_boxes, counts = boxes(300, seed=0), boxes(2, 21, seed=1), torch.tensor([21, 6])
     with kernels.use("reference"):
         wanted = kernels.match_boxes(anchors, gt_boxes, counts)
-    for number in range(6):
+    for number in range(len(CONFIGS)):
         with kernels.use("triton"), active(choose=lambda _, configs, number=number: configs[number]):
             seen = kernels.match_boxes(anchors, gt_boxes, counts)
         for ours, true in zip(seen, wanted, strict=True):
             assert torch.equal(ours.nan_to_num(77), true.nan_to_num(77))
 
 
-def test_most_blocks_write_nothing_of_ground_truth_that_they_do_not_touch() -> None:
-    """The integer maximum is asked for only where a block overlaps a ground truth."""
-    left = torch.arange(0, 4000.0, 10)
-    anchors = torch.stack([left, left * 0, left + 9, left * 0 + 9], dim=1)
+def test_only_ground_truth_near_by_is_compared() -> None:
+    """Of 16 ground truths a block of anchors in a row meets at most one: the work grows little with their number."""
+    left = torch.arange(0, 4096.0, 4)
+    anchors = torch.stack([left, left * 0, left + 12, left * 0 + 12], dim=1)
     gt_boxes = torch.zeros(1, 16, 4)
-    gt_boxes[0, :2] = torch.tensor([[2.0, 0, 11, 9], [3000, 0, 3009, 9]])
-    with kernels.use("triton"), active() as record:
-        kernels.match_boxes(anchors, gt_boxes, torch.tensor([2]))
-    assert record.launches[0].launch.grid == (4, 1, 1)
-    assert record.launches[0].counters.atomic_requests == 2
+    gt_boxes[0, :, 0] = torch.arange(16) * 256.0 + 100
+    gt_boxes[0, :, 2:] = gt_boxes[0, :, :2] + torch.tensor([20.0, 8])
+    instructions = {}
+    for count in (1, 16):
+        with kernels.use("triton"), active() as record:
+            _, overlap, forced = kernels.match_boxes(anchors, gt_boxes, torch.tensor([count]))
+        first, second = (launch.counters for launch in record.launches)
+        assert first.atomic_requests == count
+        assert int((overlap > 0).sum()) == 7 * count
+        assert int(forced.sum()) == 3 * count
+        instructions[count] = first.warp_instructions + second.warp_instructions
+    assert instructions[16] < 3 * instructions[1]

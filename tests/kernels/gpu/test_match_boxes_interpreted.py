@@ -40,9 +40,27 @@ def test_around_the_size_of_a_block(number: int, shared: bool, with_forced: bool
     check(anchors[0] if shared else anchors, gt_boxes, counts, with_forced)
 
 
-@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 16, 17])
-def test_around_the_size_of_a_step(count: int) -> None:
-    check(grid_boxes(90, seed=2), grid_boxes(1, 17, seed=3), torch.tensor([count]))
+@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 64, 70])
+def test_around_the_size_of_a_word(count: int) -> None:
+    check(grid_boxes(90, seed=2), grid_boxes(1, 70, seed=3), torch.tensor([count]))
+
+
+def test_blocks_that_reach_only_some_ground_truth() -> None:
+    """Anchors row after row along the image, objects anywhere: in no place of a word alike."""
+    left = torch.arange(0, 3000.0, 10)
+    anchors = torch.stack([left, left % 70, left + 35, left % 70 + 40], dim=1)
+    corner = torch.rand((1, 50, 2), generator=torch.Generator().manual_seed(0)) * torch.tensor([3000.0, 90])
+    check(anchors, torch.cat([corner, corner + 45], dim=2), torch.tensor([50]))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_a_count_that_cannot_be(dtype: torch.dtype) -> None:
+    """Of the launcher, as on a GPU: it is taken to be the nearest that can, and nothing outside is read."""
+    anchors, gt_boxes = grid_boxes(50, seed=2), grid_boxes(3, 9, seed=3)
+    counts = torch.tensor([10, -1, 2**31 - 1 if dtype == torch.int32 else 2**40 + 3], dtype=dtype)
+    seen = match_boxes(anchors, gt_boxes, counts, True)
+    for ours, true in zip(seen, reference(anchors, gt_boxes, torch.tensor([9, 0, 9]), True), strict=True):
+        assert torch.equal(ours, true)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -72,6 +90,17 @@ def test_boxes_that_are_not_finite() -> None:
     check(anchors, gt_boxes, torch.tensor([6]))
     gt_boxes[0, 2, 0] = float("nan")
     check(anchors, gt_boxes, torch.tensor([6]))
+
+
+def test_boxes_of_infinite_height() -> None:
+    anchors = torch.tensor([[0, 0, 10, float("inf")], [0, 0, 10, 10]])
+    check(anchors, torch.tensor([[[20, 0, 30, float("inf")], [20, 0, 30, 10]]]), torch.tensor([2]))
+
+
+def test_boxes_turned_inside_out() -> None:
+    anchors = torch.tensor([[0.0, 10, 10, 0], [50, 50, 60, 60]])
+    check(anchors, torch.tensor([[[100.0, 100, 110, 110], [50, 60, 60, 50]]]), torch.tensor([2]))
+    check(anchors[:1], torch.tensor([[[100.0, 100, 110, 110], [60, 60, 50, 50]]]), torch.tensor([2]))
 
 
 @pytest.mark.parametrize(("images", "number", "capacity"), [(0, 5, 3), (2, 0, 3), (2, 5, 0)])

@@ -85,6 +85,7 @@ def test_pruning_leaves_a_configuration(kernel: Autotuner, channels: int, channe
         "SIZE": 14,
         "BLOCK_H": 8,
         "gt_bucket": 4,
+        "anchors_bucket": 16,
     }
     left = tuning.pruned_configs(kernel, (), arguments)
     assert left
@@ -116,10 +117,10 @@ def test_tiles_are_long_where_memory_is_contiguous(channels_last: bool, channels
         assert all(tile["BLOCK_C"] <= channels and tile["BLOCK"] <= 2 * size**2 for tile in left)
 
 
-@pytest.mark.parametrize(("gt_bucket", "longest"), [(4, 4), (8, 8), (16, 16), (128, 16)])
-def test_steps_are_not_longer_than_the_ground_truth(gt_bucket: int, longest: int) -> None:
-    left = tuning.pruned_configs(match_boxes._best_kernel, (), {"gt_bucket": gt_bucket})
-    assert max(config.kwargs["BLOCK_G"] for config in left) == longest
+@pytest.mark.parametrize(("anchors_bucket", "longest"), [(16, 32), (32, 32), (128, 128), (1 << 18, 256)])
+def test_blocks_are_not_longer_than_the_anchors(anchors_bucket: int, longest: int) -> None:
+    left = tuning.pruned_configs(match_boxes._best_kernel, (), {"anchors_bucket": anchors_bucket})
+    assert max(config.kwargs["BLOCK"] for config in left) == longest
 
 
 def test_pinned_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
