@@ -50,13 +50,3 @@ def at_least(boxes: Tensor, min_size: float) -> Tensor:
     low, high = boxes.split(2, dim=-1)
     large: Tensor = (high - low >= min_size).all(dim=-1)
     return large
-
-
-def iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of each box of first [G, 4] with each of second [N, 4]: [G, N]."""
-    x1, y1, x2, y2 = first[..., None].unbind(1)
-    u1, v1, u2, v2 = second.t().contiguous()
-    width = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1)).clamp_(min=0)
-    intersection = torch.minimum(y2, v2).sub_(torch.maximum(y1, v1)).clamp_(min=0).mul_(width)
-    areas = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1)
-    return intersection.div_(areas.sub_(intersection))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import decode_boxes, mask_loss, multiscale_roi_align, segmented_nms
+from kernels import decode_boxes, mask_predict, mask_predict_loss, multiscale_roi_align, segmented_nms
 from mrcnn.boxes import at_least_float32, encode
 from mrcnn.config import ModelConfig
 from mrcnn.preprocess import Batch, Targets
@@ -109,22 +109,32 @@ class MaskBranch(nn.Module):
         nn.init.normal_(self.logits.weight, std=0.001)  # all pixels as likely as not at the start
 
     def forward(self, features: list[Tensor], rois: Tensor, labels: Tensor) -> Tensor:
-        """Pyramid P2 to P5, rois [K, 5] and their classes [K]; mask logits [K, 1, M, M] of these classes.
+        """Pyramid P2 to P5, rois [K, 5] and their classes [K]; mask probabilities [K, M, M] of these classes.
 
         The last 1x1 convolution is computed for the wanted class only: all classes would be 80 times the result.
         """
+        return mask_predict(self._upsampled(features, rois), *self._last(), labels)
+
+    def loss(self, features: list[Tensor], positives: MaskRoIs, boxes: Tensor, gt_masks: Tensor) -> Tensor:
+        """The mask loss of positives; boxes [P, 4] are theirs, in pixels of gt_masks [G, H, W]."""
+        upsampled = self._upsampled(features, positives.rois)
+        targets = (boxes, gt_masks, positives.gt_index, positives.weights)
+        return mask_predict_loss(upsampled, *self._last(), positives.labels, *targets)
+
+    def _upsampled(self, features: list[Tensor], rois: Tensor) -> Tensor:
+        """What the last convolution is applied to, in 2x2 blocks [K, M/2, M/2, 2, 2, C]."""
         x = multiscale_roi_align(features, rois, self.pool, _SCALES, aligned=self.aligned)
         for conv in self.convs:
             x = F.relu(conv(x), inplace=True)
-        # A 2x2 transposed convolution with stride 2 makes four pixels of each one: a matrix product over pixels. They
-        # go to their places as logits, one channel each.
-        number, _, height, width = x.shape
-        up_weight = self.up.weight.permute(2, 3, 1, 0).flatten(0, 2)
-        up_bias = self.up.bias.repeat(4)  # type: ignore[union-attr]
-        x = F.relu(F.linear(x.permute(0, 2, 3, 1).flatten(1, 2), up_weight, up_bias), inplace=True)
-        weight, bias = self.logits.weight[labels, :, 0, 0], self.logits.bias[labels]  # type: ignore[index]
-        logits = torch.baddbmm(bias[:, None, None], x.view(number, 4 * height * width, -1), weight[..., None])
-        return logits.view(number, height, width, 2, 2).transpose(2, 3).reshape(number, 1, 2 * height, 2 * width)
+        # A 2x2 transposed convolution with stride 2 makes four pixels of each one: a matrix product over pixels.
+        weight = self.up.weight.permute(2, 3, 1, 0).flatten(0, 2)
+        bias = self.up.bias.repeat(4)  # type: ignore[union-attr]
+        blocks = F.relu(F.linear(x.permute(0, 2, 3, 1), weight, bias), inplace=True)
+        return blocks.unflatten(3, (2, 2, -1))
+
+    def _last(self) -> tuple[Tensor, Tensor]:
+        """Weight [classes, C] and bias [classes] of the last convolution."""
+        return self.logits.weight.flatten(1), self.logits.bias  # type: ignore[return-value]
 
 
 class RoIHeads(nn.Module):
@@ -193,10 +203,9 @@ class RoIHeads(nn.Module):
         if positives.rois.shape[0] == 0 or masks.shape[0] == 0:
             # No objects: a zero that still belongs to the branch's graph, as distributed training wants.
             return torch.stack([parameter.sum() * 0.0 for parameter in self.mask.parameters()]).sum()
-        logits = self.mask(features, positives.rois, positives.labels)
-        # `mask_loss` takes a pixel's value to be at its corner.
+        # `mask_predict_loss` takes a pixel's value to be at its corner.
         boxes = positives.rois[:, 1:] - (0.5 if self.config.aligned else 0.0)
-        return mask_loss(logits, positives.labels, boxes, masks, positives.gt_index, positives.weights)
+        return self.mask.loss(features, positives, boxes, masks)
 
     @torch.no_grad()
     def detect(self, features: list[Tensor], proposals: Proposals, batch: Batch) -> Detections:
@@ -228,9 +237,8 @@ class RoIHeads(nn.Module):
             return detections.boxes.new_zeros((images, 0, side, side))
         image = torch.arange(images, device=detections.boxes.device).repeat_interleave(number)
         rois = torch.cat([image[:, None].to(detections.boxes.dtype), detections.boxes.flatten(0, 1)], dim=1)
-        logits = self.mask(features, rois, detections.labels.flatten())
-        probabilities: Tensor = at_least_float32(logits).sigmoid().unflatten(0, (images, number))[:, :, 0]
-        return probabilities
+        probabilities: Tensor = self.mask(features, rois, detections.labels.flatten())
+        return probabilities.unflatten(0, (images, number))
 
 
 def _best_of_classes(boxes: Tensor, scores: Tensor, config: ModelConfig) -> Detections:

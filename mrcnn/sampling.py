@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mrcnn.boxes import iou
+from kernels import match_boxes
 
 IGNORED = -1
 NEGATIVE = 0
@@ -34,25 +34,9 @@ def match(
     A box is positive if its IoU with some ground truth is at least `fg_iou`, negative if with all it is below
     `bg_iou`, else ignored. With `force_best`, the boxes nearest to each ground truth are positive as well.
     """
-    images, capacity = gt_boxes.shape[:2]
-    number = boxes.shape[-2]
-    if capacity == 0:
-        zeros = torch.zeros((images, number), dtype=torch.int64, device=boxes.device)
-        return Match(gt_index=zeros, kind=zeros)
-    gt_index, kind = [], []
-    for image in range(images):
-        overlap = iou(gt_boxes[image], boxes if boxes.ndim == 2 else boxes[image])
-        present = torch.arange(capacity, device=boxes.device) < gt_counts[image]
-        overlap = torch.where(present[:, None], overlap, -1.0)
-        best, best_gt = overlap.max(dim=0)
-        positive = best >= fg_iou
-        if force_best:
-            nearest = overlap.amax(dim=1, keepdim=True)
-            positive |= ((overlap == nearest) & (nearest > 0)).any(dim=0)
-        unclear = torch.where(best < bg_iou, NEGATIVE, IGNORED)
-        gt_index.append(best_gt)
-        kind.append(torch.where(positive, POSITIVE, unclear))
-    return Match(gt_index=torch.stack(gt_index), kind=torch.stack(kind))
+    gt_index, overlap, forced = match_boxes(boxes, gt_boxes, gt_counts, with_forced=force_best)
+    unclear = torch.where(overlap < bg_iou, NEGATIVE, IGNORED)
+    return Match(gt_index=gt_index, kind=torch.where((overlap >= fg_iou) | forced, POSITIVE, unclear))
 
 
 @dataclass(frozen=True)

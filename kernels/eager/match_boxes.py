@@ -58,7 +58,7 @@ class _Chunk:
         return torch.nonzero(~(apart & (gt_areas > 0) & (gt_areas < math.inf)))[:, 0]
 
     def overlaps(self, gt: Tensor, gt_areas: Tensor) -> Tensor:
-        """IoU of boxes [G, 4] and anchors [G, n], each step rounded as in `mrcnn.boxes.iou`."""
+        """IoU of boxes [G, 4] and anchors [G, n], each step rounded as in the other implementations."""
         x1, y1, x2, y2 = self.corners
         u1, v1, u2, v2 = gt[..., None].unbind(1)
         width = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1)).clamp_(min=0)

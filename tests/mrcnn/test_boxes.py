@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import box_iou, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
-from mrcnn.boxes import at_least, at_least_float32, clip, decode, encode, iou
+from mrcnn.boxes import at_least, at_least_float32, clip, decode, encode
 
 WEIGHTS = [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)]
 
@@ -59,13 +59,6 @@ def test_clip_knows_each_images_size() -> None:
     for ours, before, size in zip(clipped, boxes, sizes, strict=True):
         assert not torch.equal(ours, before)
         assert torch.equal(ours, clip_boxes_to_image(before, size))
-
-
-def test_iou_is_torchvisions() -> None:
-    first, second = some_boxes(20, seed=6, dtype=torch.float32), some_boxes(30, seed=7, dtype=torch.float32)
-    assert torch.equal(iou(first, second), box_iou(first, second))
-    assert iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 1, 3, 3]])).item() == pytest.approx(1 / 7)
-    assert iou(first, second[:0]).shape == (20, 0)
 
 
 def test_at_least_keeps_what_torchvision_keeps() -> None:

@@ -1,11 +1,13 @@
 """Detections and sampled RoIs against torchvision's RoIHeads, and the losses by hand."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.models.detection.roi_heads import fastrcnn_loss
@@ -14,7 +16,7 @@ from torchvision.ops import MultiScaleRoIAlign, box_iou, roi_align
 from mrcnn import PRESETS
 from mrcnn.config import ModelConfig
 from mrcnn.preprocess import Batch, Targets
-from mrcnn.roi_heads import MaskRoIs, RoIHeads
+from mrcnn.roi_heads import Detections, MaskRoIs, RoIHeads
 from mrcnn.rpn import Proposals
 
 SIZES = [(120, 160), (96, 133)]
@@ -205,7 +207,8 @@ def test_mask_branch_computes_the_wanted_class_only_and_rightly() -> None:
     for conv in branch.convs:
         x = F.relu(conv(x))
     every_class = branch.logits(F.relu(branch.up(x)))
-    torch.testing.assert_close(result[:, 0], every_class[torch.arange(2), labels], rtol=1e-12, atol=1e-12)
+    expected = every_class[torch.arange(2), labels].sigmoid()
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("aligned", [False, True])
@@ -231,3 +234,25 @@ def test_features_and_mask_targets_are_torchvisions_aligned_or_not(aligned: bool
     pooled = roi_align(features[0], rois, 7, 1 / 4, 2, aligned)
     hidden = F.relu(heads.box.fc7(F.relu(heads.box.fc6(pooled.permute(0, 2, 3, 1).flatten(1)))))
     torch.testing.assert_close(heads.box(features, rois)[0], heads.box.classes(hidden), rtol=1e-9, atol=1e-9)
+
+
+def largest_allocation(function: Callable[[], object]) -> int:
+    """Bytes that one operation inside the call allocates at most."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        function()
+    return max(event.self_cpu_memory_usage for event in seen.events())
+
+
+def test_masks_of_all_classes_never_exist() -> None:
+    config = configured(200)
+    heads = RoIHeads(config)
+    features = [torch.rand(1, 8, 32 >> level, 40 >> level, requires_grad=True) for level in range(4)]
+    rois = torch.tensor([[0, 5.0, 6.0, 50.0, 47.3]]).repeat(6, 1)
+    positives = MaskRoIs(rois, torch.arange(6), torch.zeros(6, dtype=torch.int64), torch.ones(6))
+    masks = torch.ones((1, 1, 128, 160), dtype=torch.uint8)
+    detections = Detections(rois[None, :, 1:], torch.arange(6)[None], torch.ones(1, 6), torch.tensor([6]))
+    of_all = 6 * 200 * 28 * 28 * 4
+    assert largest_allocation(lambda: heads._mask_loss(features, positives, masks).backward()) < of_all / 4
+    assert largest_allocation(lambda: heads.masks(features, detections)) < of_all / 4
+    upsampled = torch.rand(6, 8, 28, 28)
+    assert largest_allocation(lambda: heads.mask.logits(upsampled)) >= of_all  # so it would be noticed
