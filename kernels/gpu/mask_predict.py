@@ -49,7 +49,7 @@ TILES = [
     triton.Config({"BLOCK": cells, "BLOCK_C": channels}, num_warps=warps)
     for cells, channels, warps in [
         (32, 128, 4), (16, 128, 4), (16, 256, 4), (32, 64, 2), (64, 64, 4), (16, 32, 1),
-        (128, 32, 4), (256, 16, 4), (128, 16, 2), (64, 32, 2), (64, 8, 1), (16, 8, 1),
+        (128, 16, 4), (128, 32, 4), (64, 16, 2), (64, 32, 4), (64, 8, 1), (16, 8, 1),
     ]
 ]  # fmt: skip
 KEY = ["CHANNELS", "SIZE", "BLOCKED", "CHANNELS_LAST", "rois_bucket"]

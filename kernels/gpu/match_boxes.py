@@ -33,7 +33,7 @@ def prune_blocks(configs: Sequence[triton.Config], arguments: Mapping[str, Any])
 # largest anchors, which nearly all ground truth reaches, take longest.
 CONFIGS = [
     triton.Config({"BLOCK": block}, num_warps=warps)
-    for block, warps in [(64, 1), (128, 1), (32, 1), (256, 2), (256, 4)]
+    for block, warps in [(64, 1), (128, 1), (32, 1), (128, 2), (256, 4)]
 ]
 KEY = ["SHARED", "WITH_FORCED", "anchors_bucket", "gt_bucket", "images_bucket"]
 COUNTS = ["num_anchors", "capacity", "anchors_bucket", "gt_bucket", "images_bucket"]
