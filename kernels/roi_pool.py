@@ -48,7 +48,7 @@ def _check(input: Tensor, boxes: Tensor | Sequence[Tensor], size: list[int], spa
         raise ValueError(f"input is {tuple(input.shape)} in {input.dtype}; it must be N x C x H x W in floating point")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"output_size is {size}; it must be one or two numbers of at least 1")
-    if spatial_scale <= 0:
+    if not spatial_scale > 0:
         raise ValueError(f"spatial_scale is {spatial_scale}; it must be above 0")
     if not isinstance(boxes, Tensor) and len(boxes) != input.shape[0]:
         raise ValueError(f"boxes is a list of {len(boxes)} tensors; it must be one for each of {input.shape[0]} images")

@@ -1,9 +1,9 @@
 """RoIPool (Fast R-CNN, section 2.1), and its gradient as a gather: no atomics, the same bits at each run.
 
 Forward, a program owns a bin and a block of channels and remembers where on the map it found the largest value.
-Backward, a program owns some pixels of a row and a block of channels. It goes through the RoIs in the order of their
-index, looks at the bins that reach its pixels, adds up in registers the gradients of those that took their value there,
-and stores once: nothing is cleared before.
+Backward, a program owns a tile of pixels and a block of channels. It tests 32 RoIs at a time for those that reach its
+tile, and goes through these in the order of their index: of the bins that reach it, it adds up in registers the
+gradients of those that took their value there. It stores once, and nothing is cleared before.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import tuning
-from kernels.gpu.language import divide, finite
+from kernels.gpu.language import bitwise_or, divide, finite, log2_of_bit
 
 
 def prune_channels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
@@ -36,12 +36,13 @@ def _rounded(corner, scale):
 
 
 @triton.jit
-def _load_roi(rois_ptr, roi, spatial_scale, num_images, BINS_Y: tl.constexpr, BINS_X: tl.constexpr):
+def _load_roi(rois_ptr, roi, present, spatial_scale, num_images, BINS_Y: tl.constexpr, BINS_X: tl.constexpr):
     """Image, or -1 for a RoI that gives zeros, and along y and x the first pixel and the size of a bin."""
     row = rois_ptr + roi * 5
     scale = tl.cast(spatial_scale, rois_ptr.dtype.element_ty)
-    index, x1, y1 = tl.load(row), tl.load(row + 1), tl.load(row + 2)
-    x2, y2 = tl.load(row + 3), tl.load(row + 4)
+    index = tl.load(row, mask=present, other=-1.0)
+    x1, y1 = tl.load(row + 1, mask=present, other=0.0), tl.load(row + 2, mask=present, other=0.0)
+    x2, y2 = tl.load(row + 3, mask=present, other=0.0), tl.load(row + 4, mask=present, other=0.0)
     usable = finite(x1 * scale) & finite(y1 * scale) & finite(x2 * scale) & finite(y2 * scale)
     usable = usable & (index >= 0) & (index < num_images)
     image = tl.where(usable, index, -1.0).to(tl.int32)
@@ -55,14 +56,15 @@ def _load_roi(rois_ptr, roi, spatial_scale, num_images, BINS_Y: tl.constexpr, BI
 @triton.jit
 def _bin(number, first, size, extent):
     """First pixel of a bin and one past the last, limited to the map."""
-    start = first + tl.floor(number.to(size.dtype) * size).to(tl.int32)
-    stop = first + tl.ceil((number + 1).to(size.dtype) * size).to(tl.int32)
+    start = first + tl.floor(tl.cast(number, size.dtype) * size).to(tl.int32)
+    stop = first + tl.ceil(tl.cast(number + 1, size.dtype) * size).to(tl.int32)
     return tl.minimum(tl.maximum(start, 0), extent), tl.minimum(tl.maximum(stop, 0), extent)
 
 
 @tuning.tuned(
     configs=[
-        triton.Config({"BLOCK_C": block}, num_warps=warps) for block, warps in [(128, 2), (256, 4), (64, 1), (32, 1)]
+        triton.Config({"BLOCK_C": block}, num_warps=warps)
+        for block, warps in [(256, 1), (128, 1), (256, 2), (512, 2), (64, 1), (32, 1)]
     ],
     key=["CHANNELS", "POOLED_H", "POOLED_W", "CHANNELS_LAST", "rois_bucket"],
     prune=prune_channels,
@@ -91,7 +93,7 @@ def _pool_kernel(
     roi, cell = (tl.program_id(0) // BINS).to(tl.int64), tl.program_id(0) % BINS
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     there = channel < CHANNELS
-    image, y, y_bin, x, x_bin = _load_roi(rois_ptr, roi, spatial_scale, num_images, POOLED_H, POOLED_W)
+    image, y, y_bin, x, x_bin = _load_roi(rois_ptr, roi, roi >= 0, spatial_scale, num_images, POOLED_H, POOLED_W)
     top, bottom = _bin(cell // POOLED_W, y, y_bin, height)
     left, right = _bin(cell % POOLED_W, x, x_bin, width)
     bottom = tl.where(image >= 0, bottom, top)
@@ -115,14 +117,17 @@ def _pool_kernel(
     tl.store(source_ptr + out, source, mask=there)
 
 
+# Where RoIs crowd, each pixel is in most of their bins: small tiles keep the longest program short.
 @tuning.tuned(
     configs=[
-        triton.Config({"BLOCK_X": pixels, "BLOCK_C": channels}, num_warps=warps)
-        for pixels, channels, warps in [(8, 128, 4), (16, 64, 4), (4, 256, 4), (16, 32, 2), (8, 32, 1)]
+        triton.Config({"BLOCK_Y": rows, "BLOCK_X": columns, "BLOCK_C": channels}, num_warps=warps)
+        for rows, columns, channels, warps in [
+            (1, 4, 128, 1), (2, 4, 128, 1), (2, 4, 128, 2), (4, 4, 64, 1), (1, 8, 128, 1), (4, 8, 32, 1), (2, 4, 256, 2)
+        ]
     ],
     key=["CHANNELS", "POOLED_H", "POOLED_W", "CHANNELS_LAST", "rois_bucket"],
     prune=prune_channels,
-)
+)  # fmt: skip
 @triton.jit(do_not_specialize=["num_rois", "height", "width", "num_images", "rois_bucket"])
 def _source_kernel(
     grad_ptr,  # [K, C, POOLED_H, POOLED_W] in the memory format of the features
@@ -139,30 +144,47 @@ def _source_kernel(
     POOLED_H: tl.constexpr,
     POOLED_W: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    WORD: tl.constexpr = 32,
 ):
-    """Program: (BLOCK_X pixels of a row, BLOCK_C channels)."""
+    """Program: (BLOCK_Y x BLOCK_X pixels of an image, BLOCK_C channels)."""
     BINS: tl.constexpr = POOLED_H * POOLED_W
     dtype: tl.constexpr = rois_ptr.dtype.element_ty
-    blocks = tl.cdiv(width, BLOCK_X)
-    line, first_x = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK_X
-    own_image, own_y = line // height, line % height
-    own_x = first_x + tl.arange(0, BLOCK_X)
+    down, across = tl.cdiv(height, BLOCK_Y), tl.cdiv(width, BLOCK_X)
+    tile = tl.program_id(0)
+    own_image, first_y, first_x = tile // across // down, tile // across % down * BLOCK_Y, tile % across * BLOCK_X
+    pixel = tl.arange(0, BLOCK_Y * BLOCK_X)
+    own_y, own_x = first_y + pixel // BLOCK_X, first_x + pixel % BLOCK_X
+    # Pixels past the right border have the numbers of others; they are added to, too, and not stored.
+    own_pixel = own_y * width + own_x
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     there = channel < CHANNELS
-    own_pixel = own_y * width + own_x
-    total = tl.zeros((BLOCK_X, BLOCK_C), dtype)
-    for number in range(num_rois):
-        roi = tl.cast(number, tl.int64)
-        image, y, y_bin, x, x_bin = _load_roi(rois_ptr, roi, spatial_scale, num_images, POOLED_H, POOLED_W)
-        if image == own_image:
+    total = tl.zeros((BLOCK_Y * BLOCK_X, BLOCK_C), dtype)
+    for start in range(0, num_rois, WORD):
+        number = start + tl.arange(0, WORD)
+        image, y, y_bin, x, x_bin = _load_roi(
+            rois_ptr, number.to(tl.int64), number < num_rois, spatial_scale, num_images, POOLED_H, POOLED_W
+        )
+        top, bottom = _bin(0, y, y_bin, height)[0], _bin(POOLED_H - 1, y, y_bin, height)[1]
+        left, right = _bin(0, x, x_bin, width)[0], _bin(POOLED_W - 1, x, x_bin, width)[1]
+        reaching = (top < first_y + BLOCK_Y) & (first_y < bottom) & (left < first_x + BLOCK_X) & (first_x < right)
+        reaching = (reaching & (image == own_image)).to(tl.int32)
+        members = tl.reduce(reaching << tl.arange(0, WORD), 0, bitwise_or)
+        while members != 0:
+            lowest = members & -members
+            members ^= lowest
+            roi = (start + log2_of_bit(lowest)).to(tl.int64)
+            _image, y_of, y_size, x_of, x_size = _load_roi(
+                rois_ptr, roi, roi >= 0, spatial_scale, num_images, POOLED_H, POOLED_W
+            )
             for row in range(POOLED_H):
-                top, bottom = _bin(tl.cast(row, tl.int32), y, y_bin, height)
-                if (top <= own_y) & (own_y < bottom):
+                row_top, row_bottom = _bin(row, y_of, y_size, height)
+                if (row_top < first_y + BLOCK_Y) & (first_y < row_bottom):
                     for column in range(POOLED_W):
-                        left, right = _bin(tl.cast(column, tl.int32), x, x_bin, width)
-                        if (left < first_x + BLOCK_X) & (first_x < right):
+                        column_left, column_right = _bin(column, x_of, x_size, width)
+                        if (column_left < first_x + BLOCK_X) & (first_x < column_right):
                             cell = row * POOLED_W + column
                             place = roi * (BINS * CHANNELS)
                             place += cell * CHANNELS + channel if CHANNELS_LAST else channel * BINS + cell
@@ -173,7 +195,7 @@ def _source_kernel(
     out = out_ptr + own_image.to(tl.int64) * pixels * CHANNELS
     last = own_pixel.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
     first = own_pixel.to(tl.int64)[:, None] + channel[None, :] * pixels
-    inside = (own_x < width)[:, None] & there[None, :]
+    inside = ((own_y < height) & (own_x < width))[:, None] & there[None, :]
     tl.store(out + (last if CHANNELS_LAST else first), total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -216,7 +238,7 @@ def roi_pool_backward(
         tuning.launch(
             _source_kernel,
             lambda meta: (
-                images * height * triton.cdiv(width, meta["BLOCK_X"]),
+                images * triton.cdiv(height, meta["BLOCK_Y"]) * triton.cdiv(width, meta["BLOCK_X"]),
                 triton.cdiv(channels, meta["BLOCK_C"]),
             ),
             (

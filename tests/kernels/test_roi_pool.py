@@ -122,6 +122,7 @@ def test_features_in_neither_format_are_taken_as_channels_last() -> None:
         ({"output_size": (3, 0)}, r"output_size is \[3, 0\]"),
         ({"output_size": (3, 3, 3)}, r"output_size is \[3, 3, 3\]"),
         ({"spatial_scale": 0.0}, "spatial_scale is 0.0"),
+        ({"spatial_scale": NAN}, "spatial_scale is nan"),
     ],
 )
 def test_wrong_arguments(changed: dict[str, Any], message: str) -> None:

@@ -19,7 +19,7 @@ def test_roi_pool(dtype: torch.dtype, memory_format: torch.memory_format) -> Non
     assert record.counters.atomic_requests == 0
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(7))
 def test_every_configuration(number: int) -> None:
     with kernels.use("triton"), active(choose=lambda _, configs: configs[min(number, len(configs) - 1)]):
         check(features(channels=300), rois(3), (2, 2), 0.25)

@@ -203,6 +203,21 @@ def test_rows_of_channels_are_read_and_written_16_bytes_at_a_time(dtype: torch.d
                 assert not re.search(r"st\.global\.(b8|b16|b32|v2)", ptx)
 
 
+@pytest.mark.parametrize("target", [AMPERE, HOPPER], ids=lambda target: str(target.arch))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_mask_features_are_read_and_written_16_bytes_at_a_time(dtype: torch.dtype, target: GPUTarget) -> None:
+    for launch in mask_predict_launches(dtype):
+        if launch.name in ("_logits_kernel", "_class_gradient_kernel"):
+            ptx = launch.compile(launch.configs[0], target).asm["ptx"]
+            assert "ld.global.v4.b32" in ptx
+            assert ("st.global.v4.b32" in ptx) == (launch.name == "_class_gradient_kernel")
+
+
+def test_a_box_is_read_at_once() -> None:
+    for launch in match_launches():
+        assert "ld.global.v4.b32" in launch.compile(launch.configs[0], HOPPER).asm["ptx"]
+
+
 def test_no_atomics() -> None:
     """The gradient is a gather: its bits are the same at each run. A maximum of integers does not ask for an order."""
     for launch in every_launch():
