@@ -129,8 +129,9 @@ class MaskBranch(nn.Module):
         # A 2x2 transposed convolution with stride 2 makes four pixels of each one: a matrix product over pixels.
         weight = self.up.weight.permute(2, 3, 1, 0).flatten(0, 2)
         bias = self.up.bias.repeat(4)  # type: ignore[union-attr]
-        blocks = F.relu(F.linear(x.permute(0, 2, 3, 1), weight, bias), inplace=True)
-        return blocks.unflatten(3, (2, 2, -1))
+        pixels = F.relu(F.linear(x.permute(0, 2, 3, 1), weight, bias), inplace=True)
+        blocks: Tensor = pixels.unflatten(3, (2, 2, -1))
+        return blocks
 
     def _last(self) -> tuple[Tensor, Tensor]:
         """Weight [classes, C] and bias [classes] of the last convolution."""
@@ -237,8 +238,8 @@ class RoIHeads(nn.Module):
             return detections.boxes.new_zeros((images, 0, side, side))
         image = torch.arange(images, device=detections.boxes.device).repeat_interleave(number)
         rois = torch.cat([image[:, None].to(detections.boxes.dtype), detections.boxes.flatten(0, 1)], dim=1)
-        probabilities: Tensor = self.mask(features, rois, detections.labels.flatten())
-        return probabilities.unflatten(0, (images, number))
+        probabilities: Tensor = self.mask(features, rois, detections.labels.flatten()).unflatten(0, (images, number))
+        return probabilities
 
 
 def _best_of_classes(boxes: Tensor, scores: Tensor, config: ModelConfig) -> Detections:
