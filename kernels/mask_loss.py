@@ -139,12 +139,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     logits, labels, *_, ctx.implementation = inputs
     _, residual = output
     ctx.mark_non_differentiable(residual)
+    ctx.set_materialize_grads(False)  # none for the residual, which would be zeros to fill
     ctx.save_for_backward(residual, labels)
     ctx.num_channels, ctx.dtype = logits.shape[1], logits.dtype
     ctx.channels_last = not logits.is_contiguous()
 
 
-def _backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 8
     residual, labels = ctx.saved_tensors
     grad = _mask_loss_backward(
         grad_loss, residual, labels, ctx.num_channels, ctx.dtype, ctx.channels_last, ctx.implementation

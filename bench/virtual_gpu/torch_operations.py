@@ -20,6 +20,10 @@ ALLOCATIONS = {
 }
 # These read of their first tensor no more than they write.
 LOOKUPS = {"gather", "index", "index_select", "take", "take_along_dim", "embedding"}
+# These write of their first tensor no more than they are given, and read of it no more.
+SCATTERS = {"index_put_", "_index_put_impl_", "scatter_", "scatter_add_", "index_add_", "index_copy_"}
+# These take only the shape and kind of their first tensor.
+FILLS = {"new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"}
 # These overwrite their first tensor without reading it.
 OVERWRITES = {"fill_", "zero_", "copy_", "random_", "normal_", "uniform_"}
 
@@ -108,8 +112,13 @@ def _cost(func: Any, args: Any, kwargs: Any, result: Any) -> TorchOperation:
         return TorchOperation(name, 0, 0)  # a view
     written = _bytes([*changed_tensors, *fresh])
     read = _bytes(inputs)
+    if name in FILLS:
+        read = 0
     if name in LOOKUPS and inputs:
         read = min(_bytes(inputs[:1]), written) + _bytes(inputs[1:])
+    if name in SCATTERS and changed_tensors:
+        given = max((_bytes([tensor]) for tensor in inputs if tensor.dtype == changed_tensors[0].dtype), default=0)
+        return TorchOperation(name, read + min(given, written), min(given, written))
     if name not in OVERWRITES and func._schema.overload_name != "out":
         read += _bytes(changed_tensors)
     return TorchOperation(name, read, written)

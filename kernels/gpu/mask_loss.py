@@ -2,8 +2,8 @@
 
 Targets are sampled from the ground truth masks inside the kernel, as RoIAlign of the mask would, and stay
 soft. With logit x and target t, binary cross entropy is max(x, 0) - x t + log(1 + exp(-|x|)) and its
-derivative sigmoid(x) - t. One program takes a RoI, and the sum over RoIs is taken in a fixed order
-afterwards: the same bits at each run.
+derivative sigmoid(x) - t. One program takes a few rows of cells of a RoI, each with a sum of its own, and these are
+summed in a fixed order afterwards: the same bits at each run and in every configuration.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,23 +15,27 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import tuning
-from kernels.gpu.language import divide, finite, log1p, sample, sample_range, sampling_grid, share_of_sample
+from kernels.gpu.language import divide, finite, log1p, sampling_grid
+from kernels.gpu.mask_sampling import mean_of_samples
+
+
+def prune_cell_rows(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
+    """Programs that have no more rows of cells than there are; those with the fewest if all have."""
+    fitting = [config for config in configs if config.kwargs["CELL_ROWS"] <= arguments["SIZE"]]
+    return fitting or [min(configs, key=lambda config: config.kwargs["CELL_ROWS"])]
 
 
 def prune_block(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
     """Blocks that are not twice as long as what they cover; the shortest if all are."""
-    longest = triton.next_power_of_2(arguments["SIZE"] ** 2 * arguments.get("CHANNELS_WRITTEN", 1))
+    longest = triton.next_power_of_2(arguments["SIZE"] ** 2 * arguments["CHANNELS_WRITTEN"])
     fitting = [config for config in configs if config.kwargs["BLOCK"] <= longest]
     return fitting or [min(configs, key=lambda config: config.kwargs["BLOCK"])]
 
 
 @tuning.tuned(
-    configs=[
-        triton.Config({"BLOCK": block}, num_warps=warps)
-        for block, warps in [(256, 4), (128, 4), (128, 2), (512, 4), (512, 8), (1024, 8)]
-    ],
+    configs=[triton.Config({"CELL_ROWS": rows}, num_warps=1) for rows in (2, 1, 4, 8)],
     key=["SIZE", "RATIO", "rois_bucket"],
-    prune=prune_block,
+    prune=prune_cell_rows,
 )
 @triton.jit(do_not_specialize=["height", "width", "num_masks", "rois_bucket"])
 def _loss_kernel(
@@ -42,7 +46,7 @@ def _loss_kernel(
     gt_index_ptr,  # [K]
     weights_ptr,  # [K]
     weight_sum_ptr,  # [] sum of the weights
-    loss_ptr,  # [K] what each RoI adds to the loss
+    loss_ptr,  # [K, SIZE] what each row of each RoI adds to the loss
     residual_ptr,  # [K, SIZE, SIZE] derivative of the loss by the logits of the RoI's class
     height,
     width,
@@ -54,10 +58,11 @@ def _loss_kernel(
     stride_w,
     CHANNELS: tl.constexpr,
     SIZE: tl.constexpr,
+    CELLS: tl.constexpr,
     RATIO: tl.constexpr,
-    BLOCK: tl.constexpr,
+    CELL_ROWS: tl.constexpr,
 ):
-    """Program: RoI."""
+    """Program: (RoI, CELL_ROWS rows of its cells). CELLS is SIZE, rounded up to a power of two."""
     roi = tl.program_id(0).to(tl.int64)
     dtype: tl.constexpr = loss_ptr.dtype.element_ty
     weight = tl.load(weights_ptr + roi).to(dtype)
@@ -66,68 +71,42 @@ def _loss_kernel(
     if CHANNELS == 1:
         label = tl.zeros_like(label)
     used = (weight != 0) & (mask_index >= 0) & (mask_index < num_masks) & (label >= 0) & (label < CHANNELS)
-    residual = residual_ptr + roi * (SIZE * SIZE)
+    cell_x = tl.arange(0, CELLS)
+    inside = cell_x < SIZE
+    first_row = tl.program_id(1) * CELL_ROWS
+    last_row = tl.minimum(first_row + CELL_ROWS, SIZE)
     if used:
-        x1 = tl.load(boxes_ptr + roi * 4).to(dtype)
-        y1 = tl.load(boxes_ptr + roi * 4 + 1).to(dtype)
-        x2 = tl.load(boxes_ptr + roi * 4 + 2).to(dtype)
-        y2 = tl.load(boxes_ptr + roi * 4 + 3).to(dtype)
-        usable = finite(x1) & finite(y1) & finite(x2) & finite(y2) & finite(x2 - x1) & finite(y2 - y1)
-        # A box that cannot be sampled goes where no sample counts.
-        x1, x2 = tl.where(usable, x1, -1e9), tl.where(usable, x2, -1e9)
-        y1, y2 = tl.where(usable, y1, -1e9), tl.where(usable, y2, -1e9)
-        x_grid = sampling_grid(x1, x2, 1.0, width.to(dtype), SIZE, RATIO, False)
-        y_grid = sampling_grid(y1, y2, 1.0, height.to(dtype), SIZE, RATIO, False)
-        share = share_of_sample(y_grid, x_grid)
+        y_grid, x_grid = _grids(boxes_ptr + roi * 4, height, width, SIZE, RATIO, dtype)
         scale = divide(weight, tl.load(weight_sum_ptr).to(dtype) * (SIZE * SIZE))
-        masks = masks_ptr + mask_index * height * width
-        logits = logits_ptr + roi * stride_k + label * stride_c
-        total = tl.zeros((BLOCK,), dtype)
-        for first in range(0, SIZE * SIZE, BLOCK):
-            cell = first + tl.arange(0, BLOCK)
-            inside = cell < SIZE * SIZE
-            cell_y, cell_x = cell // SIZE, cell % SIZE
-            logit = tl.load(logits + cell_y * stride_h + cell_x * stride_w, mask=inside, other=0.0).to(dtype)
-            target = share * _sum_of_samples(masks, width, cell_y, cell_x, inside, y_grid, x_grid, RATIO)
+        masks = masks_ptr + mask_index * height * width, width
+        logits = logits_ptr + roi * stride_k + label * stride_c + cell_x * stride_w
+        for cell_y in range(first_row, last_row):
+            logit = tl.load(logits + cell_y * stride_h, mask=inside, other=0.0).to(dtype)
+            target = mean_of_samples(masks, y_grid, x_grid, cell_y, cell_x, inside, RATIO)
             small = tl.exp(-tl.abs(logit))
-            total += tl.where(inside, tl.maximum(logit, 0.0) - logit * target + log1p(small), 0.0)
+            entropy = tl.where(inside, tl.maximum(logit, 0.0) - logit * target + log1p(small), 0.0)
             probability = tl.where(logit >= 0, 1.0, small) / (1.0 + small)
-            tl.store(residual + cell, (probability - target) * scale, mask=inside)
-        tl.store(loss_ptr + roi, tl.sum(total, 0) * scale)
+            row = roi * SIZE + cell_y
+            tl.store(residual_ptr + row * SIZE + cell_x, (probability - target) * scale, mask=inside)
+            tl.store(loss_ptr + row, tl.sum(entropy, 0) * scale)
     else:
-        for first in range(0, SIZE * SIZE, BLOCK):
-            cell = first + tl.arange(0, BLOCK)
-            tl.store(residual + cell, tl.zeros((BLOCK,), dtype), mask=cell < SIZE * SIZE)
-        tl.store(loss_ptr + roi, tl.zeros_like(weight))
+        for cell_y in range(first_row, last_row):
+            row = roi * SIZE + cell_y
+            tl.store(residual_ptr + row * SIZE + cell_x, tl.zeros((CELLS,), dtype), mask=inside)
+            tl.store(loss_ptr + row, tl.zeros_like(weight))
 
 
 @triton.jit
-def _sum_of_samples(masks, width, cell_y, cell_x, inside, y_grid, x_grid, RATIO: tl.constexpr):
-    """Sum of the bilinear samples of one mask in each cell."""
-    dtype: tl.constexpr = y_grid[0].dtype
-    y_first, y_stop = sample_range(y_grid, cell_y, RATIO)
-    x_first, x_stop = sample_range(x_grid, cell_x, RATIO)
-    total = tl.zeros_like(y_grid[0] + cell_y)
-    for y_offset in range(tl.max(tl.where(inside, y_stop - y_first, 0), 0)):
-        y, y_counts = sample(y_grid, cell_y, y_first + y_offset)
-        y_counts = y_counts & inside & (y_first + y_offset < y_stop)
-        top = y.to(tl.int32)
-        y_fraction = y - top
-        upper = masks + top.to(tl.int64) * width
-        for x_offset in range(tl.max(tl.where(inside, x_stop - x_first, 0), 0)):
-            x, counts = sample(x_grid, cell_x, x_first + x_offset)
-            counts = counts & y_counts & (x_first + x_offset < x_stop)
-            left = x.to(tl.int32)
-            x_fraction = x - left
-            # A pixel beyond the border has weight 0 and is not read.
-            right, below = counts & (x_fraction > 0), y_fraction > 0
-            v00 = tl.load(upper + left, mask=counts, other=0).to(dtype)
-            v01 = tl.load(upper + left + 1, mask=right, other=0).to(dtype)
-            v10 = tl.load(upper + width + left, mask=counts & below, other=0).to(dtype)
-            v11 = tl.load(upper + width + left + 1, mask=right & below, other=0).to(dtype)
-            total += (1.0 - y_fraction) * ((1.0 - x_fraction) * v00 + x_fraction * v01)
-            total += y_fraction * ((1.0 - x_fraction) * v10 + x_fraction * v11)
-    return total
+def _grids(box_ptr, height, width, SIZE: tl.constexpr, RATIO: tl.constexpr, dtype: tl.constexpr):
+    """Sampling grids along y and x of a box; one that cannot be sampled goes where no sample counts."""
+    x1, y1 = tl.load(box_ptr).to(dtype), tl.load(box_ptr + 1).to(dtype)
+    x2, y2 = tl.load(box_ptr + 2).to(dtype), tl.load(box_ptr + 3).to(dtype)
+    usable = finite(x1) & finite(y1) & finite(x2) & finite(y2) & finite(x2 - x1) & finite(y2 - y1)
+    x1, x2 = tl.where(usable, x1, -1e9), tl.where(usable, x2, -1e9)
+    y1, y2 = tl.where(usable, y1, -1e9), tl.where(usable, y2, -1e9)
+    y_grid = sampling_grid(y1, y2, 1.0, height.to(dtype), SIZE, RATIO, False)
+    x_grid = sampling_grid(x1, x2, 1.0, width.to(dtype), SIZE, RATIO, False)
+    return y_grid, x_grid
 
 
 @tuning.tuned(
@@ -183,12 +162,12 @@ def mask_loss(
     residual = logits.new_empty((num_rois, size, size), dtype=compute)
     if num_rois == 0:
         return logits.new_zeros((), dtype=compute), residual
-    losses = logits.new_empty(num_rois, dtype=compute)
+    losses = logits.new_empty((num_rois, size), dtype=compute)
     masks = gt_masks.contiguous()
     with tuning.on_device_of(logits):
         tuning.launch(
             _loss_kernel,
-            (num_rois,),
+            lambda meta: (num_rois, triton.cdiv(size, meta["CELL_ROWS"])),
             (
                 logits,
                 labels.contiguous(),
@@ -210,6 +189,7 @@ def mask_loss(
             stride_w=logits.stride(3),
             CHANNELS=channels,
             SIZE=size,
+            CELLS=triton.next_power_of_2(size),
             RATIO=max(sampling_ratio, 0),
         )
     return losses.sum(), residual
