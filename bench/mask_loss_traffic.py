@@ -5,6 +5,7 @@ gradient: each operation of PyTorch with the least that it must read and write, 
 wheel on the virtual GPU. Ours is what every launch moves to and from memory there, and PyTorch's operations between.
 """
 
+import math
 import sys
 
 import torch
@@ -48,8 +49,22 @@ def torchvision_bytes(boxes: Tensor, index: Tensor, masks: Tensor, images: int) 
     return moved, operations
 
 
+def ellipses(truth: Tensor, pyramid: Pyramid, corners: int = 40) -> kernels.Polygons:
+    """The objects of boxes [G, 4] as polygons in float32."""
+    angle = torch.arange(corners) * (2 * math.pi / corners)
+    circle = torch.stack([angle.cos(), angle.sin()], 1)
+    middle, radius = (truth[:, :2] + truth[:, 2:]) / 2, (truth[:, 2:] - truth[:, :2]) / 2
+    vertices = middle[:, None] + radius[:, None] * circle
+    offsets = torch.arange(len(truth) + 1)
+    return kernels.Polygons(vertices.flatten(0, 1), offsets * corners, offsets, pyramid.height, pyramid.width)
+
+
 def ours(
-    boxes: Tensor, index: Tensor, masks: Tensor, sampling_ratio: int, dtype: torch.dtype = torch.float32
+    boxes: Tensor,
+    index: Tensor,
+    masks: Tensor | kernels.PackedMasks | kernels.Polygons,
+    sampling_ratio: int,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Record, Record]:
     """What the loss did, with the gradient by the class channel; and what the dense gradient by all logits did."""
     logits, labels = logits_and_labels(len(boxes), dtype)
@@ -70,18 +85,24 @@ def main() -> int:
     torch.set_num_threads(1)
     pyramid = Pyramid()
     for seed in (4, 5, 6):
-        boxes, index, _, masks = mask_targets(pyramid, seed=seed)
+        boxes, index, truth, masks = mask_targets(pyramid, seed=seed)
         theirs, _ = torchvision_bytes(boxes, index, masks, pyramid.images)
         print(f"seed {seed}: torchvision {theirs / 1e6:.1f} MB", flush=True)
-        for sampling_ratio in (2, -1):
-            forward, backward = ours(boxes, index, masks, sampling_ratio)
-            dense = boxes.shape[0] * CLASSES * SIZE * SIZE * 4
-            print(
-                f"sampling ratio {sampling_ratio}: {moved(forward) / 1e6:.2f} MB, {moved(forward) / theirs:.4f}; "
-                f"dense gradient {moved(backward) / dense:.4f} of its own bytes"
-            )
-            print(forward.summary())
-            print(backward.summary(), flush=True)
+        forms: dict[str, Tensor | kernels.PackedMasks | kernels.Polygons] = {
+            "uint8": masks,
+            "bits": kernels.pack_masks(masks),
+            "polygons": ellipses(truth, pyramid),
+        }
+        for name, form in forms.items():
+            for sampling_ratio in (2, -1):
+                forward, backward = ours(boxes, index, form, sampling_ratio)
+                dense = boxes.shape[0] * CLASSES * SIZE * SIZE * 4
+                print(
+                    f"{name}, sampling ratio {sampling_ratio}: {moved(forward) / 1e6:.2f} MB, "
+                    f"{moved(forward) / theirs:.4f}; dense gradient {moved(backward) / dense:.4f} of its own bytes"
+                )
+                print(forward.summary())
+                print(backward.summary(), flush=True)
     return 0
 
 

@@ -9,13 +9,17 @@ from kernels.dispatch import use
 from kernels.encode_masks import encode_masks, mask_runs
 from kernels.mask_loss import mask_loss
 from kernels.mask_predict import mask_predict, mask_predict_loss
+from kernels.masks import PackedMasks, Polygons, pack_masks, polygons_from_coco, unpack_masks
 from kernels.match_boxes import match_boxes
 from kernels.nms import batched_nms, nms, segmented_nms
 from kernels.paste_masks import paste_masks
+from kernels.rasterize import rasterize_polygons
 from kernels.roi_align import multiscale_roi_align, roi_align
 from kernels.roi_pool import roi_pool
 
 __all__ = [
+    "PackedMasks",
+    "Polygons",
     "batched_nms",
     "decode_boxes",
     "decode_keypoints",
@@ -27,9 +31,13 @@ __all__ = [
     "match_boxes",
     "multiscale_roi_align",
     "nms",
+    "pack_masks",
     "paste_masks",
+    "polygons_from_coco",
+    "rasterize_polygons",
     "roi_align",
     "roi_pool",
     "segmented_nms",
+    "unpack_masks",
     "use",
 ]

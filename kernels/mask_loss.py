@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import implementation_for, run, values_may_be_read
+from kernels.masks import PackedMasks, Polygons, check_masks
+from kernels.rasterize import rasterized
 
 
 def mask_loss(
     logits: Tensor,
     labels: Tensor,
     boxes: Tensor,
-    gt_masks: Tensor,
+    gt_masks: Tensor | PackedMasks | Polygons,
     gt_index: Tensor,
     weights: Tensor | None = None,
     sampling_ratio: int = -1,
@@ -26,7 +28,8 @@ def mask_loss(
         logits: [K, C, M, M] in float32, float16, bfloat16 or float64.
         labels: which channel each RoI is judged by [K], int64; with C = 1 (class-agnostic) it is channel 0.
         boxes: [K, 4] as x1, y1, x2, y2 in pixels of `gt_masks`.
-        gt_masks: [G, H, W] of 0 and 1, uint8 or bool.
+        gt_masks: [G, H, W] of 0 and 1, uint8 or bool; or the same with a bit a pixel, see `pack_masks`; or polygons,
+            which count as the masks that pycocotools makes of them. A GPU draws those within their extents only.
         gt_index: which mask belongs to each RoI [K], int64.
         weights: [K]; 0 leaves a RoI out, whatever else it holds. All 1 if None.
         sampling_ratio: see `roi_align`.
@@ -40,19 +43,38 @@ def mask_loss(
     if weights is None:
         weights = boxes.new_ones(boxes.shape[0], dtype=torch.float32)
     _check(logits, labels, boxes, gt_masks, gt_index, weights)
-    loss, _ = _mask_loss(logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio, implementation_for(logits))
+    implementation = implementation_for(logits)
+    masks, width, extents = _sampled(gt_masks, implementation)
+    loss, _ = _mask_loss(
+        logits, labels, boxes, masks, gt_index, weights, sampling_ratio, width, extents, implementation
+    )
     result: Tensor = loss
     return result
 
 
-def _check(logits: Tensor, labels: Tensor, boxes: Tensor, gt_masks: Tensor, gt_index: Tensor, weights: Tensor) -> None:
+def _sampled(
+    gt_masks: Tensor | PackedMasks | Polygons, implementation: str
+) -> tuple[Tensor, int | None, Tensor | None]:
+    """Pixels or words of bits; the width of the masks if these are words; and the extents if there are."""
+    if isinstance(gt_masks, Polygons):
+        bits, extents = rasterized(gt_masks, False, implementation)
+        return bits, gt_masks.width, extents
+    if isinstance(gt_masks, PackedMasks):
+        return gt_masks.bits, gt_masks.width, None
+    return gt_masks, None, None
+
+
+def _check(
+    logits: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    gt_masks: Tensor | PackedMasks | Polygons,
+    gt_index: Tensor,
+    weights: Tensor,
+) -> None:
     if logits.ndim != 4 or logits.shape[2] != logits.shape[3] or not logits.is_floating_point():
         raise ValueError(
             f"logits is {tuple(logits.shape)} in {logits.dtype}; it must be K x C x M x M in floating point"
-        )
-    if gt_masks.ndim != 3 or gt_masks.dtype not in (torch.uint8, torch.bool):
-        raise ValueError(
-            f"gt_masks is {tuple(gt_masks.shape)} in {gt_masks.dtype}; it must be G x H x W in uint8 or bool"
         )
     number = logits.shape[0]
     if boxes.shape != (number, 4) or not boxes.is_floating_point():
@@ -62,10 +84,11 @@ def _check(logits: Tensor, labels: Tensor, boxes: Tensor, gt_masks: Tensor, gt_i
             raise ValueError(f"{name} is {tuple(value.shape)} in {value.dtype}; it must be {number} in int64")
     if weights.shape != (number,) or not weights.is_floating_point():
         raise ValueError(f"weights is {tuple(weights.shape)} in {weights.dtype}; it must be {number} in floating point")
-    named = {"labels": labels, "boxes": boxes, "gt_masks": gt_masks, "gt_index": gt_index, "weights": weights}
+    named = {"labels": labels, "boxes": boxes, "gt_index": gt_index, "weights": weights}
     for name, value in named.items():
         if value.device != logits.device:
             raise ValueError(f"{name} is on {value.device}; it must be on the logits' device, {logits.device}")
+    check_masks(gt_masks, logits.device)
 
 
 @torch.library.custom_op("mrcnn::mask_loss", mutates_args=())
@@ -77,12 +100,14 @@ def _mask_loss(
     gt_index: Tensor,
     weights: Tensor,
     sampling_ratio: int,
+    width: int | None,
+    extents: Tensor | None,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
     """The loss and its derivative with respect to each RoI's class channel [K, M, M]."""
     if values_may_be_read(labels):
         _check_values(logits, labels, gt_masks, gt_index, weights)
-    arguments = (logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio)
+    arguments = (logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio, width, extents)
     loss, residual = run(implementation, "mask_loss", "mask_loss", logits.device, *arguments)
     return loss, residual
 
@@ -147,12 +172,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 8
+        return (None,) * 10
     residual, labels = ctx.saved_tensors
     grad = _mask_loss_backward(
         grad_loss, residual, labels, ctx.num_channels, ctx.dtype, ctx.channels_last, ctx.implementation
     )
-    return (grad, *[None] * 7)
+    return (grad, *[None] * 9)
 
 
 _mask_loss.register_autograd(_backward, setup_context=_setup_context)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from kernels.eager.roi_align import axis_taps, tap_form
+from kernels.masks import WORD, unpacked_words
 
 
 def mask_loss(
@@ -19,15 +20,22 @@ def mask_loss(
     gt_index: Tensor,
     weights: Tensor,
     sampling_ratio: int,
+    width: int | None = None,
+    extents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `kernels.mask_loss`. The loss and its derivative with respect to each RoI's class channel [K, M, M]."""
+    """See `kernels.mask_loss`. The loss and its derivative with respect to each RoI's class channel [K, M, M].
+
+    `gt_masks` may be words of bits, see `PackedMasks`, of masks `width` wide; `extents` say nothing new here, where
+    masks are written to their end.
+    """
     compute = torch.promote_types(logits.dtype, torch.float32)
     size = logits.shape[-1]
     derivative = logits.new_zeros((logits.shape[0], size, size), dtype=compute)
     used = torch.nonzero(weights)[:, 0]
     if used.numel() == 0:
         return logits.new_zeros((), dtype=compute), derivative
-    targets = _crop(gt_masks, gt_index[used], boxes[used].to(compute), size, sampling_ratio)
+    width = gt_masks.shape[2] if width is None else width
+    targets = _crop(gt_masks, width, gt_index[used], boxes[used].to(compute), size, sampling_ratio)
     channel = labels[used] if logits.shape[1] > 1 else torch.zeros_like(labels[used])
     chosen = logits[used, channel].to(compute)
     share = (weights[used].to(compute) / (weights.to(compute).sum() * size * size))[:, None, None]
@@ -58,19 +66,27 @@ def mask_loss_backward(
     return grad.scatter_(1, channel, channel_grad)
 
 
-def _crop(masks: Tensor, index: Tensor, boxes: Tensor, size: int, sampling_ratio: int) -> Tensor:
-    """RoIAlign of masks[index] [k, H, W] under each box [k, 4], one channel and one box each: [k, size, size]."""
+def _crop(masks: Tensor, width: int, index: Tensor, boxes: Tensor, size: int, sampling_ratio: int) -> Tensor:
+    """RoIAlign of masks[index] [k, H, width] under each box [k, 4], one channel and one box each: [k, size, size]."""
     crops = boxes.new_zeros((boxes.shape[0], size, size))
     finite = torch.isfinite(boxes[:, 2:] - boxes[:, :2]).all(dim=1)
     x1, y1, x2, y2 = torch.where(finite[:, None], boxes, 0.0).unbind(1)
     rows = _axis_weights(y1, (y2 - y1).clamp(min=1.0), size, sampling_ratio, masks.shape[1])
-    columns = _axis_weights(x1, (x2 - x1).clamp(min=1.0), size, sampling_ratio, masks.shape[2])
+    columns = _axis_weights(x1, (x2 - x1).clamp(min=1.0), size, sampling_ratio, width)
     for k, (image, use) in enumerate(zip(index.tolist(), finite.tolist(), strict=True)):
         if use:
             (top, wy), (left, wx) = rows[k], columns[k]
-            window = masks[image, top : top + wy.shape[1], left : left + wx.shape[1]].to(boxes.dtype)
-            torch.mm(torch.mm(wy, window), wx.t(), out=crops[k])
+            window = _window(masks[image, top : top + wy.shape[1]], left, left + wx.shape[1])
+            torch.mm(torch.mm(wy, window.to(boxes.dtype)), wx.t(), out=crops[k])
     return crops
+
+
+def _window(rows: Tensor, left: int, right: int) -> Tensor:
+    """Pixels from `left` up to `right` of rows of pixels, or of words of bits."""
+    if rows.dtype != torch.int32:
+        return rows[:, left:right]
+    first = left // WORD
+    return unpacked_words(rows[:, first : -(-right // WORD)])[:, left - first * WORD : right - first * WORD]
 
 
 def _axis_weights(start: Tensor, length: Tensor, bins: int, sampling_ratio: int, size: int) -> list[tuple[int, Tensor]]:

@@ -34,15 +34,16 @@ def prune_block(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) 
 
 @tuning.tuned(
     configs=[triton.Config({"CELL_ROWS": rows}, num_warps=1) for rows in (2, 1, 4, 8)],
-    key=["SIZE", "RATIO", "rois_bucket"],
+    key=["SIZE", "RATIO", "BOUNDED", "rois_bucket"],
     prune=prune_cell_rows,
 )
-@triton.jit(do_not_specialize=["height", "width", "num_masks", "rois_bucket"])
+@triton.jit(do_not_specialize=["height", "width", "row_stride", "num_masks", "rois_bucket"])
 def _loss_kernel(
     logits_ptr,  # [K, C, SIZE, SIZE] with the strides below
     labels_ptr,  # [K]
     boxes_ptr,  # [K, 4]
-    masks_ptr,  # [G, H, W] uint8
+    masks_ptr,  # [G, H, W] uint8, or [G, H, words] int32
+    extents_ptr,  # [G, 4] if BOUNDED: left, top, and past right and bottom; outside nothing is read and all is 0
     gt_index_ptr,  # [K]
     weights_ptr,  # [K]
     weight_sum_ptr,  # [] sum of the weights
@@ -50,6 +51,7 @@ def _loss_kernel(
     residual_ptr,  # [K, SIZE, SIZE] derivative of the loss by the logits of the RoI's class
     height,
     width,
+    row_stride,
     num_masks,
     rois_bucket,
     stride_k,
@@ -60,6 +62,7 @@ def _loss_kernel(
     SIZE: tl.constexpr,
     CELLS: tl.constexpr,
     RATIO: tl.constexpr,
+    BOUNDED: tl.constexpr,
     CELL_ROWS: tl.constexpr,
 ):
     """Program: (RoI, CELL_ROWS rows of its cells). CELLS is SIZE, rounded up to a power of two."""
@@ -78,11 +81,16 @@ def _loss_kernel(
     if used:
         y_grid, x_grid = _grids(boxes_ptr + roi * 4, height, width, SIZE, RATIO, dtype)
         scale = divide(weight, tl.load(weight_sum_ptr).to(dtype) * (SIZE * SIZE))
-        masks = masks_ptr + mask_index * height * width, width
+        left, top, right, bottom = 0, 0, width, height
+        if BOUNDED:
+            extent = extents_ptr + mask_index * 4
+            left, top = tl.load(extent), tl.load(extent + 1)
+            right, bottom = tl.load(extent + 2), tl.load(extent + 3)
+        masks = masks_ptr + mask_index * height * row_stride, row_stride, left, top, right, bottom
         logits = logits_ptr + roi * stride_k + label * stride_c + cell_x * stride_w
         for cell_y in range(first_row, last_row):
             logit = tl.load(logits + cell_y * stride_h, mask=inside, other=0.0).to(dtype)
-            target = mean_of_samples(masks, y_grid, x_grid, cell_y, cell_x, inside, RATIO)
+            target = mean_of_samples(masks, y_grid, x_grid, cell_y, cell_x, inside, RATIO, BOUNDED)
             small = tl.exp(-tl.abs(logit))
             entropy = tl.where(inside, tl.maximum(logit, 0.0) - logit * target + log1p(small), 0.0)
             probability = tl.where(logit >= 0, 1.0, small) / (1.0 + small)
@@ -155,8 +163,15 @@ def mask_loss(
     gt_index: Tensor,
     weights: Tensor,
     sampling_ratio: int,
+    width: int | None = None,
+    extents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `kernels.mask_loss`. The loss and its derivative by the logits of each RoI's class, [K, M, M]."""
+    """See `kernels.mask_loss`. The loss and its derivative by the logits of each RoI's class, [K, M, M].
+
+    Args:
+        gt_masks: [G, H, W] uint8 or bool; or words of bits, see `PackedMasks`, of masks `width` wide.
+        extents: see `kernels.rasterize.rasterized`; outside of them the masks are 0, whatever they hold.
+    """
     num_rois, channels, size, _ = logits.shape
     compute = torch.promote_types(logits.dtype, torch.float32)
     residual = logits.new_empty((num_rois, size, size), dtype=compute)
@@ -164,6 +179,7 @@ def mask_loss(
         return logits.new_zeros((), dtype=compute), residual
     losses = logits.new_empty((num_rois, size), dtype=compute)
     masks = gt_masks.contiguous()
+    packed = masks.dtype == torch.int32
     with tuning.on_device_of(logits):
         tuning.launch(
             _loss_kernel,
@@ -172,7 +188,8 @@ def mask_loss(
                 logits,
                 labels.contiguous(),
                 boxes.contiguous(),
-                masks.view(torch.uint8),
+                masks if packed else masks.view(torch.uint8),
+                None if extents is None else extents.contiguous(),
                 gt_index.contiguous(),
                 weights.contiguous(),
                 weights.sum(dtype=compute),
@@ -180,7 +197,8 @@ def mask_loss(
                 residual,
             ),
             height=masks.shape[1],
-            width=masks.shape[2],
+            width=masks.shape[2] if width is None else width,
+            row_stride=masks.shape[2],
             num_masks=masks.shape[0],
             rois_bucket=tuning.bucket(num_rois),
             stride_k=logits.stride(0),
@@ -191,6 +209,7 @@ def mask_loss(
             SIZE=size,
             CELLS=triton.next_power_of_2(size),
             RATIO=max(sampling_ratio, 0),
+            BOUNDED=extents is not None,
         )
     return losses.sum(), residual
 

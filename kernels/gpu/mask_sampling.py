@@ -13,23 +13,26 @@ from kernels.gpu.language import sample, sample_range, share_of_sample, tent
 
 
 @triton.jit
-def mean_of_samples(masks, y_grid, x_grid, cell_y, cell_x, inside, RATIO: tl.constexpr, ROWS: tl.constexpr = 8):
+def mean_of_samples(
+    masks, y_grid, x_grid, cell_y, cell_x, inside, RATIO: tl.constexpr, BOUNDED: tl.constexpr, ROWS: tl.constexpr = 8
+):
     """The target of cells (cell_y, cell_x), a number and a vector.
 
     Args:
-        masks: (pointer to a mask's first pixel, pixels from one row to the next).
+        masks: (pointer to a mask's first pixel, uint8, or word of 32 pixels, int32; how many from one row to the next;
+            left, top, right, bottom outside of which nothing is read if BOUNDED).
         y_grid, x_grid: see `sampling_grid`.
         inside: which of the cells there are.
     """
     if RATIO > 0:
-        total = _sum_of_few(masks, y_grid, x_grid, cell_y, cell_x, inside, RATIO)
+        total = _sum_of_few(masks, y_grid, x_grid, cell_y, cell_x, inside, RATIO, BOUNDED)
     else:
-        total = _sum_of_many(masks, y_grid, x_grid, cell_y, cell_x, inside, ROWS)
+        total = _sum_of_many(masks, y_grid, x_grid, cell_y, cell_x, inside, BOUNDED, ROWS)
     return share_of_sample(y_grid, x_grid) * total
 
 
 @triton.jit
-def _sum_of_few(masks, y_grid, x_grid, cell_y, cell_x, inside, RATIO: tl.constexpr):
+def _sum_of_few(masks, y_grid, x_grid, cell_y, cell_x, inside, RATIO: tl.constexpr, BOUNDED: tl.constexpr):
     """Sum of RATIO x RATIO bilinear samples."""
     total = tl.zeros_like(x_grid[0] + cell_x)
     for y_number in range(RATIO):
@@ -43,17 +46,17 @@ def _sum_of_few(masks, y_grid, x_grid, cell_y, cell_x, inside, RATIO: tl.constex
             x_fraction = x - left
             # A pixel beyond the border has weight 0 and is not read.
             right, below = counts & (x_fraction > 0), y_fraction > 0
-            v00 = _pixel(masks, top, left, counts).to(x.dtype)
-            v01 = _pixel(masks, top, left + 1, right).to(x.dtype)
-            v10 = _pixel(masks, top + 1, left, counts & below).to(x.dtype)
-            v11 = _pixel(masks, top + 1, left + 1, right & below).to(x.dtype)
+            v00 = _pixel(masks, top, left, counts, BOUNDED).to(x.dtype)
+            v01 = _pixel(masks, top, left + 1, right, BOUNDED).to(x.dtype)
+            v10 = _pixel(masks, top + 1, left, counts & below, BOUNDED).to(x.dtype)
+            v11 = _pixel(masks, top + 1, left + 1, right & below, BOUNDED).to(x.dtype)
             total += (1.0 - y_fraction) * ((1.0 - x_fraction) * v00 + x_fraction * v01)
             total += y_fraction * ((1.0 - x_fraction) * v10 + x_fraction * v11)
     return total
 
 
 @triton.jit
-def _sum_of_many(masks, y_grid, x_grid, cell_y, cell_x, inside, ROWS: tl.constexpr):
+def _sum_of_many(masks, y_grid, x_grid, cell_y, cell_x, inside, BOUNDED: tl.constexpr, ROWS: tl.constexpr):
     """Sum of samples that lie at most a pixel apart, by pixel rows."""
     height, width = y_grid[4].to(tl.int32), x_grid[4].to(tl.int32)
     y_first, y_stop = sample_range(y_grid, cell_y, 0)
@@ -68,7 +71,7 @@ def _sum_of_many(masks, y_grid, x_grid, cell_y, cell_x, inside, ROWS: tl.constex
         weight = _weight_of_rows(y_grid, cell_y, row, first_row, y_first, y_stop, ROWS)
         usable = ((row < height) & (weight > 0))[:, None] & inside[None, :]
         left = x_start - 1
-        right_value = _pixel(masks, row[:, None], x_start[None, :], usable).to(total.dtype)
+        right_value = _pixel(masks, row[:, None], x_start[None, :], usable, BOUNDED).to(total.dtype)
         left_value = tl.zeros_like(right_value)
         sums = tl.zeros_like(right_value)
         for offset in range(most):
@@ -79,7 +82,7 @@ def _sum_of_many(masks, y_grid, x_grid, cell_y, cell_x, inside, ROWS: tl.constex
             moved, left = now > left, now
             fraction = tl.where(counts, tl.minimum(x - left, 1.0), 0.0)
             there = (moved & (left + 1 < width))[None, :] & usable
-            value = _pixel(masks, row[:, None], left[None, :] + 1, there).to(total.dtype)
+            value = _pixel(masks, row[:, None], left[None, :] + 1, there, BOUNDED).to(total.dtype)
             left_value = tl.where(moved[None, :], right_value, left_value)
             right_value = tl.where(moved[None, :], value, right_value)
             sums += tl.where(counts, 1.0 - fraction, 0.0)[None, :] * left_value + fraction[None, :] * right_value
@@ -113,7 +116,14 @@ def _pixel_of(grid, index, number):
 
 
 @triton.jit
-def _pixel(masks, y, x, there):
+def _pixel(masks, y, x, there, BOUNDED: tl.constexpr):
     """The value at a pixel, 0 or 1, and 0 where it is not `there`."""
-    pointer, row_stride = masks
-    return tl.load(pointer + y.to(tl.int64) * row_stride + x, mask=there, other=0)
+    pointer, row_stride, left, top, right, bottom = masks
+    if BOUNDED:
+        there = there & (x >= left) & (x < right) & (y >= top) & (y < bottom)
+    row = pointer + y.to(tl.int64) * row_stride
+    if pointer.dtype.element_ty == tl.int32:
+        value = (tl.load(row + (x >> 5), mask=there, other=0) >> (x & 31)) & 1
+    else:
+        value = tl.load(row + x, mask=there, other=0)
+    return value

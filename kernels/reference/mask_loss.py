@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from kernels.masks import PackedMasks, unpack_masks
 from kernels.reference.roi_align import roi_align
 
 
@@ -15,8 +16,16 @@ def mask_loss(
     gt_index: Tensor,
     weights: Tensor,
     sampling_ratio: int,
+    width: int | None = None,
+    extents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `kernels.mask_loss`. The loss and its derivative with respect to each RoI's class channel [K, M, M]."""
+    """See `kernels.mask_loss`. The loss and its derivative with respect to each RoI's class channel [K, M, M].
+
+    `gt_masks` may be words of bits, see `PackedMasks`, of masks `width` wide; `extents` say nothing new here, where
+    masks are written to their end.
+    """
+    if width is not None:
+        gt_masks = unpack_masks(PackedMasks(gt_masks, width))
     compute = torch.promote_types(logits.dtype, torch.float32)
     size = logits.shape[-1]
     losses = logits.new_zeros((logits.shape[0], size, size), dtype=compute)

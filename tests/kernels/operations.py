@@ -65,8 +65,15 @@ def mask_loss(memory_format: torch.memory_format, implementation: str) -> tuple[
         torch.tensor([1, 0]),
         torch.tensor([1.0, 0.5]),
         -1,
+        None,
+        None,
         implementation,
     )
+
+
+def rasterize(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
+    vertices = torch.tensor([[1.2, 2.1], [9.3, 0.4], [4.0, 12.9], [8, 8], [9, 9.5], [8.2, 10]])
+    return vertices, torch.tensor([0, 3, 6]), torch.tensor([0, 2, 2]), 13, 40, True, implementation
 
 
 def mask_loss_backward(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
@@ -119,9 +126,9 @@ def mask_predict(memory_format: torch.memory_format, implementation: str) -> tup
 
 
 def mask_predict_loss(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
-    _, labels, *targets = mask_loss(memory_format, implementation)
+    _, labels, *targets, _, _, _ = mask_loss(memory_format, implementation)
     features, weight, bias, _ = _class_logits(memory_format)
-    return *[each.requires_grad_() for each in (features, weight, bias)], labels, *targets
+    return *[each.requires_grad_() for each in (features, weight, bias)], labels, *targets, implementation
 
 
 def mask_predict_backward(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
@@ -161,6 +168,7 @@ OPERATIONS: dict[str, Callable[[torch.memory_format, str], tuple[Any, ...]]] = {
         batched_nms,
         mask_loss,
         mask_loss_backward,
+        rasterize,
         paste_masks,
         mask_runs,
         decode_boxes,

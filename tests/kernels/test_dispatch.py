@@ -141,6 +141,7 @@ def test_the_rooms_hold_the_same_functions() -> None:
         "roi_align": ["roi_align", "roi_align_backward"],
         "nms": ["segmented_nms"],
         "mask_loss": ["mask_loss", "mask_loss_backward"],
+        "rasterize": ["rasterize"],
         "paste_masks": ["paste_masks"],
         "encode_masks": ["mask_runs"],
         "decode_boxes": ["decode_boxes"],

@@ -1,9 +1,12 @@
 """The mask loss, compiled and run on the virtual GPU: bytes, configurations and orders."""
 
+from typing import Any
+
 import pytest
 import torch
 import triton
 from error_rule import assert_error_rule
+from polygons_to_draw import pycocotools, some_instances
 from torch import Tensor
 from torchvision.models.detection.roi_heads import maskrcnn_loss
 
@@ -12,6 +15,7 @@ from bench import mask_loss_traffic
 from bench.cases import Pyramid, mask_targets
 from bench.virtual_gpu import Options, unwritten
 from bench.virtual_gpu.intercept import Choice, Record, active
+from kernels.masks import polygons_from_coco
 
 pytestmark = pytest.mark.compiled
 
@@ -27,7 +31,7 @@ def case(rois: int = 12, size: int = 14, dtype: torch.dtype = torch.float32) -> 
     return logits, torch.randint(0, 3, (rois,), generator=generator), boxes, masks, index
 
 
-def ours(ratio: int, arguments: tuple[Tensor, ...], choose: Choice, options: Options) -> tuple[list[Tensor], Record]:
+def ours(ratio: int, arguments: tuple[Any, ...], choose: Choice, options: Options) -> tuple[list[Tensor], Record]:
     leaf = arguments[0].clone().requires_grad_()
     with kernels.use("triton"), active(choose=choose, options=options) as record:
         loss = kernels.mask_loss(leaf, *arguments[1:], sampling_ratio=ratio)
@@ -83,3 +87,31 @@ def test_bytes_beside_torchvision(ratio: int, most: float) -> None:
     dense = len(boxes) * mask_loss_traffic.CLASSES * mask_loss_traffic.SIZE**2 * 4
     assert [launch.kernel for launch in backward.launches] == ["_gradient_kernel"]
     assert mask_loss_traffic.moved(backward) < 1.05 * dense
+
+
+@pytest.mark.parametrize("size", [(64, 64), (37, 97)], ids=str)
+def test_polygons_are_drawn_as_pycocotools_draws_them(size: tuple[int, int]) -> None:
+    instances = some_instances(150, *size, seed=sum(size))
+    polygons = polygons_from_coco(instances, *size)
+    with kernels.use("triton"), active() as record:
+        seen = kernels.rasterize_polygons(polygons)
+    assert not bool(unwritten(seen.bits).any())
+    assert kernels.unpack_masks(seen).equal(pycocotools(instances, *size))
+    assert [launch.kernel for launch in record.launches] == ["_extent_kernel", "_raster_kernel"]
+
+
+@pytest.mark.parametrize("ratio", [2, -1])
+def test_every_form_of_masks_gives_the_same_bits(ratio: int) -> None:
+    logits, labels, boxes, _, index = case()
+    instances = some_instances(4, IMAGE.height, IMAGE.width, seed=7)
+    polygons = polygons_from_coco(instances, IMAGE.height, IMAGE.width)
+    masks = pycocotools(instances, IMAGE.height, IMAGE.width)
+
+    def run(masks: Any) -> tuple[list[Tensor], Record]:
+        return ours(ratio, (logits, labels, boxes, masks, index), lambda _, configs: configs[0], Options())
+
+    expected, plain = run(masks)
+    for form in (kernels.pack_masks(masks), polygons):
+        seen, record = run(form)
+        assert all(a.equal(b) for a, b in zip(seen, expected, strict=True))
+        assert record.launches[-2].counters.dram_bytes < plain.launches[-2].counters.dram_bytes

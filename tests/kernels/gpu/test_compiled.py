@@ -16,6 +16,7 @@ from kernels.gpu.mask_predict import mask_predict, mask_predict_backward
 from kernels.gpu.match_boxes import match_boxes
 from kernels.gpu.nms import segmented_nms
 from kernels.gpu.paste_masks import paste_masks
+from kernels.gpu.rasterize import rasterize
 from kernels.gpu.roi_align import roi_align, roi_align_backward
 from kernels.gpu.roi_pool import roi_pool, roi_pool_backward
 
@@ -62,7 +63,11 @@ def other_launches(
     masks = torch.zeros((4, 64, 64), dtype=torch.uint8)
     for sampling_ratio in sampling_ratios:
         logits = torch.empty((rois, 80, 28, 28), dtype=dtype)
-        yield from launches_of(mask_loss, logits, labels, boxes, masks, labels, torch.ones(rois), sampling_ratio)
+        targets = labels, torch.ones(rois), sampling_ratio
+        yield from launches_of(mask_loss, logits, labels, boxes, masks, *targets)
+        bits, extents = torch.zeros((4, 64, 2), dtype=torch.int32), torch.zeros((4, 4), dtype=torch.int32)
+        yield from launches_of(mask_loss, logits, labels, boxes, bits, *targets, 50)
+        yield from launches_of(mask_loss, logits, labels, boxes, bits, *targets, 50, extents)
     for channels_last in (False, True):
         residual = torch.empty((rois, 28, 28), dtype=compute)
         yield from launches_of(
@@ -72,6 +77,12 @@ def other_launches(
         for threshold in thresholds:
             pasted = torch.empty((rois, 28, 28), dtype=dtype)
             yield from launches_of(paste_masks, pasted, boxes, (64, 64), threshold, rule)
+
+
+def raster_launches(dtype: torch.dtype = torch.float32, corners: int = 12) -> Iterator[Launch]:
+    vertices = torch.zeros((corners, 2), dtype=dtype)
+    for whole in (True, False):
+        yield from launches_of(rasterize, vertices, torch.tensor([0, 12]), torch.tensor([0, 1]), 64, 80, whole)
 
 
 def match_launches(dtype: torch.dtype = torch.float32, anchors: int = 1000, gt: int = 32) -> Iterator[Launch]:
@@ -133,6 +144,7 @@ def every_launch() -> list[Launch]:
         *mask_runs_launches(),
         *decode_boxes_launches(),
         *decode_keypoints_launches(),
+        *raster_launches(),
         *match_launches(),
         *mask_predict_launches(),
         *roi_pool_launches(),
@@ -249,6 +261,7 @@ def test_counts_and_image_sizes_do_not_compile_anew() -> None:
                 *mask_runs_launches(rois=rois, side=side),
                 *decode_boxes_launches(number=rois),
                 *decode_keypoints_launches(rois=rois),
+                *raster_launches(corners=rois),
                 *match_launches(anchors=rois, gt=side),
                 *mask_predict_launches(rois=rois),
                 *roi_pool_launches(rois=rois, side=side),
@@ -256,6 +269,14 @@ def test_counts_and_image_sizes_do_not_compile_anew() -> None:
         ]
 
     assert hashes(64, 32) == hashes(65, 40) == hashes(33, 88)
+
+
+def test_polygons_are_walked_without_fusing() -> None:
+    """In float64, where a product and a sum in one rounding would put points elsewhere than pycocotools does."""
+    for launch in [*raster_launches(), *raster_launches(torch.float64)]:
+        ptx = launch.compile(launch.configs[0], HOPPER).asm["ptx"]
+        assert ".f64" in ptx
+        assert not re.search(r"fma\.rn\.f64|div\.full|div\.approx", ptx)
 
 
 def test_a_changed_constant_compiles_anew() -> None:

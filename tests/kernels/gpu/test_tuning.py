@@ -14,6 +14,7 @@ from kernels.gpu import (
     match_boxes,
     nms,
     paste_masks,
+    rasterize,
     roi_align,
     roi_align_backward,
     roi_pool,
@@ -32,6 +33,7 @@ KERNELS = [
     encode_masks._edges_kernel,
     decode_boxes._decode_kernel,
     decode_keypoints._keypoint_kernel,
+    rasterize._raster_kernel,
     match_boxes._best_kernel,
     match_boxes._forced_kernel,
     mask_predict._logits_kernel,
@@ -84,6 +86,7 @@ def test_pruning_leaves_a_configuration(kernel: Autotuner, channels: int, channe
         "CHANNELS_LAST": channels_last,
         "SIZE": 14,
         "BLOCK_H": 8,
+        "height": channels,
         "gt_bucket": 4,
         "anchors_bucket": 16,
     }

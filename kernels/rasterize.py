@@ -1,0 +1,69 @@
+"""Polygons to masks, pixel for pixel as pycocotools has them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.dispatch import implementation_for, run
+from kernels.masks import WORD, PackedMasks, Polygons, check_masks
+
+
+def rasterize_polygons(polygons: Polygons) -> PackedMasks:
+    """The masks of polygons, equal in every pixel to those of pycocotools (`frPyObjects`, `merge`, `decode`).
+
+    On a GPU without a wait for it, and with a unit for float64, in which pycocotools' rule is defined.
+
+    Args:
+        polygons: see `Polygons`. A part of fewer than three vertices has no inside. On a GPU offsets are not asked
+            for their values; those out of range are moved into it.
+
+    Raises:
+        ValueError: `polygons` holds something of the wrong shape, dtype, device or range.
+    """
+    check_masks(polygons, polygons.vertices.device, "polygons")
+    bits, _ = rasterized(polygons, True, implementation_for(polygons.vertices))
+    return PackedMasks(bits, polygons.width)
+
+
+def rasterized(polygons: Polygons, whole: bool, implementation: str) -> tuple[Tensor, Tensor]:
+    """Words of bits, see `PackedMasks`, and the extents [G, 4] int32 of each mask: left, top, and past right, bottom.
+
+    Unless `whole`, a GPU writes only the words that meet an extent, and the others may hold anything.
+    """
+    vertices, part_offsets, instance_offsets, height, width = polygons
+    result: tuple[Tensor, Tensor] = _rasterize(
+        vertices.detach(), part_offsets, instance_offsets, height, width, whole, implementation
+    )
+    return result
+
+
+@torch.library.custom_op("mrcnn::rasterize", mutates_args=())
+def _rasterize(
+    vertices: Tensor,
+    part_offsets: Tensor,
+    instance_offsets: Tensor,
+    height: int,
+    width: int,
+    whole: bool,
+    implementation: str,
+) -> tuple[Tensor, Tensor]:
+    if vertices.device.type == "cpu":
+        _check_values(part_offsets, "part_offsets", vertices.shape[0])
+        _check_values(instance_offsets, "instance_offsets", part_offsets.shape[0] - 1)
+    arguments = (vertices, part_offsets, instance_offsets, height, width, whole)
+    bits, extents = run(implementation, "rasterize", "rasterize", vertices.device, *arguments)
+    return bits, extents
+
+
+def _check_values(offsets: Tensor, name: str, last: int) -> None:
+    """Only values tell; a CPU can be asked without a wait."""
+    if offsets[0] != 0 or offsets[-1] != last or bool((offsets.diff() < 0).any()):
+        raise ValueError(f"polygons.{name} is {offsets.tolist()}; it must rise from 0 to {last}")
+
+
+@_rasterize.register_fake
+def _(vertices: Tensor, part_offsets: Tensor, instance_offsets: Tensor, height: int, width: int, *_: Any) -> Any:
+    number = instance_offsets.shape[0] - 1
+    bits = vertices.new_empty((number, height, (width + WORD - 1) // WORD), dtype=torch.int32)
+    return bits, vertices.new_empty((number, 4), dtype=torch.int32)
