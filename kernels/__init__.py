@@ -7,7 +7,7 @@ from kernels.decode_boxes import decode_boxes
 from kernels.decode_keypoints import decode_keypoints
 from kernels.dispatch import use
 from kernels.encode_masks import encode_masks, mask_runs
-from kernels.mask_loss import mask_loss
+from kernels.mask_loss import MaskCounts, mask_loss, mask_loss_with_counts
 from kernels.mask_predict import mask_predict, mask_predict_loss
 from kernels.masks import PackedMasks, Polygons, pack_masks, polygons_from_coco, unpack_masks
 from kernels.match_boxes import match_boxes
@@ -18,6 +18,7 @@ from kernels.roi_align import multiscale_roi_align, roi_align
 from kernels.roi_pool import roi_pool
 
 __all__ = [
+    "MaskCounts",
     "PackedMasks",
     "Polygons",
     "batched_nms",
@@ -25,6 +26,7 @@ __all__ = [
     "decode_keypoints",
     "encode_masks",
     "mask_loss",
+    "mask_loss_with_counts",
     "mask_predict",
     "mask_predict_loss",
     "mask_runs",

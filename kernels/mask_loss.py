@@ -1,6 +1,6 @@
 """The mask loss (Mask R-CNN, section 3): ground truth cropped to each RoI, class channel, binary cross-entropy."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,6 +8,34 @@ from torch import Tensor
 from kernels.dispatch import implementation_for, run, values_may_be_read
 from kernels.masks import PackedMasks, Polygons, check_masks
 from kernels.rasterize import rasterized
+
+
+class MaskCounts(NamedTuple):
+    """Cells of all RoIs with weight, a number each in int64; as tensors, so that no value is waited for.
+
+    Attributes:
+        cells: all.
+        positives: whose target is at least 0.5.
+        false_positives: whose logit is positive though their target is below 0.5.
+        false_negatives: whose logit is not positive though their target is at least 0.5.
+    """
+
+    cells: Tensor
+    positives: Tensor
+    false_positives: Tensor
+    false_negatives: Tensor
+
+    def accuracy(self) -> Tensor:
+        """Right cells among all, in float32; 1 if there are none. Detectron2's mask_rcnn/accuracy."""
+        return 1 - (self.false_positives + self.false_negatives) / self.cells.clamp(min=1)
+
+    def false_positive_rate(self) -> Tensor:
+        """False positives among the cells that are not positive. Detectron2's mask_rcnn/false_positive."""
+        return self.false_positives / (self.cells - self.positives).clamp(min=1)
+
+    def false_negative_rate(self) -> Tensor:
+        """False negatives among the positives. Detectron2's mask_rcnn/false_negative."""
+        return self.false_negatives / self.positives.clamp(min=1)
 
 
 def mask_loss(
@@ -40,15 +68,42 @@ def mask_loss(
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
+    loss, _, _ = _run(logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio, False)
+    return loss
+
+
+def mask_loss_with_counts(
+    logits: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    gt_masks: Tensor | PackedMasks | Polygons,
+    gt_index: Tensor,
+    weights: Tensor | None = None,
+    sampling_ratio: int = -1,
+) -> tuple[Tensor, MaskCounts]:
+    """`mask_loss`, and how many cells are right and wrong, counted in the same pass over the logits."""
+    loss, _, counts = _run(logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio, True)
+    return loss, MaskCounts(*counts.unbind())
+
+
+def _run(
+    logits: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    gt_masks: Tensor | PackedMasks | Polygons,
+    gt_index: Tensor,
+    weights: Tensor | None,
+    sampling_ratio: int,
+    counted: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     if weights is None:
         weights = boxes.new_ones(boxes.shape[0], dtype=torch.float32)
     _check(logits, labels, boxes, gt_masks, gt_index, weights)
     implementation = implementation_for(logits)
     masks, width, extents = _sampled(gt_masks, implementation)
-    loss, _ = _mask_loss(
-        logits, labels, boxes, masks, gt_index, weights, sampling_ratio, width, extents, implementation
+    result: tuple[Tensor, Tensor, Tensor] = _mask_loss(
+        logits, labels, boxes, masks, gt_index, weights, sampling_ratio, width, extents, counted, implementation
     )
-    result: Tensor = loss
     return result
 
 
@@ -102,14 +157,19 @@ def _mask_loss(
     sampling_ratio: int,
     width: int | None,
     extents: Tensor | None,
+    counted: bool,
     implementation: str,
-) -> tuple[Tensor, Tensor]:
-    """The loss and its derivative with respect to each RoI's class channel [K, M, M]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, its derivative with respect to each RoI's class channel [K, M, M], and the counts [4], or none [0]."""
     if values_may_be_read(labels):
         _check_values(logits, labels, gt_masks, gt_index, weights)
     arguments = (logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio, width, extents)
-    loss, residual = run(implementation, "mask_loss", "mask_loss", logits.device, *arguments)
-    return loss, residual
+    if counted:
+        loss, residual, counts = run(implementation, "mask_loss", "mask_loss_with_counts", logits.device, *arguments)
+    else:
+        loss, residual = run(implementation, "mask_loss", "mask_loss", logits.device, *arguments)
+        counts = logits.new_empty(0, dtype=torch.int64)
+    return loss, residual, counts
 
 
 def _check_values(logits: Tensor, labels: Tensor, gt_masks: Tensor, gt_index: Tensor, weights: Tensor) -> None:
@@ -123,10 +183,12 @@ def _check_values(logits: Tensor, labels: Tensor, gt_masks: Tensor, gt_index: Te
 
 
 @_mask_loss.register_fake
-def _(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+def _(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, counted, _ = args
     dtype = torch.promote_types(logits.dtype, torch.float32)
     number, _, size, _ = logits.shape
-    return logits.new_empty((), dtype=dtype), logits.new_empty((number, size, size), dtype=dtype)
+    counts = logits.new_empty(4 if counted else 0, dtype=torch.int64)
+    return logits.new_empty((), dtype=dtype), logits.new_empty((number, size, size), dtype=dtype), counts
 
 
 @torch.library.custom_op("mrcnn::mask_loss_backward", mutates_args=())
@@ -160,24 +222,24 @@ def _(
     return residual.new_empty((number, num_channels, size, size), dtype=dtype)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     logits, labels, *_, ctx.implementation = inputs
-    _, residual = output
-    ctx.mark_non_differentiable(residual)
+    _, residual, counts = output
+    ctx.mark_non_differentiable(residual, counts)
     ctx.set_materialize_grads(False)  # none for the residual, which would be zeros to fill
     ctx.save_for_backward(residual, labels)
     ctx.num_channels, ctx.dtype = logits.shape[1], logits.dtype
     ctx.channels_last = not logits.is_contiguous()
 
 
-def _backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 10
+        return (None,) * 11
     residual, labels = ctx.saved_tensors
     grad = _mask_loss_backward(
         grad_loss, residual, labels, ctx.num_channels, ctx.dtype, ctx.channels_last, ctx.implementation
     )
-    return (grad, *[None] * 9)
+    return (grad, *[None] * 10)
 
 
 _mask_loss.register_autograd(_backward, setup_context=_setup_context)

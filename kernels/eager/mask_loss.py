@@ -28,12 +28,30 @@ def mask_loss(
     `gt_masks` may be words of bits, see `PackedMasks`, of masks `width` wide; `extents` say nothing new here, where
     masks are written to their end.
     """
+    loss, derivative, _ = mask_loss_with_counts(
+        logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio, width, extents
+    )
+    return loss, derivative
+
+
+def mask_loss_with_counts(
+    logits: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    gt_masks: Tensor,
+    gt_index: Tensor,
+    weights: Tensor,
+    sampling_ratio: int,
+    width: int | None = None,
+    extents: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, and `MaskCounts` as a vector [4] int64."""
     compute = torch.promote_types(logits.dtype, torch.float32)
     size = logits.shape[-1]
     derivative = logits.new_zeros((logits.shape[0], size, size), dtype=compute)
     used = torch.nonzero(weights)[:, 0]
     if used.numel() == 0:
-        return logits.new_zeros((), dtype=compute), derivative
+        return logits.new_zeros((), dtype=compute), derivative, logits.new_zeros(4, dtype=torch.int64)
     width = gt_masks.shape[2] if width is None else width
     targets = _crop(gt_masks, width, gt_index[used], boxes[used].to(compute), size, sampling_ratio)
     channel = labels[used] if logits.shape[1] > 1 else torch.zeros_like(labels[used])
@@ -41,7 +59,10 @@ def mask_loss(
     share = (weights[used].to(compute) / (weights.to(compute).sum() * size * size))[:, None, None]
     loss = (share * binary_cross_entropy_with_logits(chosen, targets, reduction="none")).sum()
     derivative[used] = share * (torch.sigmoid(chosen) - targets)
-    return loss, derivative
+    positive, predicted = targets >= 0.5, chosen > 0
+    wrong = positive != predicted
+    counts = [torch.ones_like(wrong), positive, wrong & predicted, wrong & positive]
+    return loss, derivative, torch.stack([each.sum() for each in counts])
 
 
 def mask_loss_backward(

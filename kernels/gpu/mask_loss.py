@@ -34,7 +34,7 @@ def prune_block(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) 
 
 @tuning.tuned(
     configs=[triton.Config({"CELL_ROWS": rows}, num_warps=1) for rows in (2, 1, 4, 8)],
-    key=["SIZE", "RATIO", "BOUNDED", "rois_bucket"],
+    key=["SIZE", "RATIO", "BOUNDED", "COUNTED", "rois_bucket"],
     prune=prune_cell_rows,
 )
 @triton.jit(do_not_specialize=["height", "width", "row_stride", "num_masks", "rois_bucket"])
@@ -49,6 +49,7 @@ def _loss_kernel(
     weight_sum_ptr,  # [] sum of the weights
     loss_ptr,  # [K, SIZE] what each row of each RoI adds to the loss
     residual_ptr,  # [K, SIZE, SIZE] derivative of the loss by the logits of the RoI's class
+    counts_ptr,  # [K, SIZE, 4] int32 if COUNTED: cells, positives, false positives and negatives of each row
     height,
     width,
     row_stride,
@@ -63,6 +64,7 @@ def _loss_kernel(
     CELLS: tl.constexpr,
     RATIO: tl.constexpr,
     BOUNDED: tl.constexpr,
+    COUNTED: tl.constexpr,
     CELL_ROWS: tl.constexpr,
 ):
     """Program: (RoI, CELL_ROWS rows of its cells). CELLS is SIZE, rounded up to a power of two."""
@@ -97,11 +99,19 @@ def _loss_kernel(
             row = roi * SIZE + cell_y
             tl.store(residual_ptr + row * SIZE + cell_x, (probability - target) * scale, mask=inside)
             tl.store(loss_ptr + row, tl.sum(entropy, 0) * scale)
+            if COUNTED:
+                positive, predicted = inside & (target >= 0.5), inside & (logit > 0)
+                tl.store(counts_ptr + row * 4, SIZE)
+                tl.store(counts_ptr + row * 4 + 1, tl.sum(positive.to(tl.int32), 0))
+                tl.store(counts_ptr + row * 4 + 2, tl.sum((predicted & (target < 0.5)).to(tl.int32), 0))
+                tl.store(counts_ptr + row * 4 + 3, tl.sum((positive & (logit <= 0)).to(tl.int32), 0))
     else:
         for cell_y in range(first_row, last_row):
             row = roi * SIZE + cell_y
             tl.store(residual_ptr + row * SIZE + cell_x, tl.zeros((CELLS,), dtype), mask=inside)
             tl.store(loss_ptr + row, tl.zeros_like(weight))
+            if COUNTED:
+                tl.store(counts_ptr + row * 4 + tl.arange(0, 4), tl.zeros((4,), tl.int32))
 
 
 @triton.jit
@@ -172,12 +182,50 @@ def mask_loss(
         gt_masks: [G, H, W] uint8 or bool; or words of bits, see `PackedMasks`, of masks `width` wide.
         extents: see `kernels.rasterize.rasterized`; outside of them the masks are 0, whatever they hold.
     """
+    loss, residual, _ = _mask_loss(
+        logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio, width, extents, False
+    )
+    return loss, residual
+
+
+def mask_loss_with_counts(
+    logits: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    gt_masks: Tensor,
+    gt_index: Tensor,
+    weights: Tensor,
+    sampling_ratio: int,
+    width: int | None = None,
+    extents: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, and `MaskCounts` as a vector [4] int64."""
+    loss, residual, counts = _mask_loss(
+        logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio, width, extents, True
+    )
+    assert counts is not None
+    return loss, residual, counts
+
+
+def _mask_loss(
+    logits: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    gt_masks: Tensor,
+    gt_index: Tensor,
+    weights: Tensor,
+    sampling_ratio: int,
+    width: int | None,
+    extents: Tensor | None,
+    counted: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     num_rois, channels, size, _ = logits.shape
     compute = torch.promote_types(logits.dtype, torch.float32)
     residual = logits.new_empty((num_rois, size, size), dtype=compute)
     if num_rois == 0:
-        return logits.new_zeros((), dtype=compute), residual
+        return logits.new_zeros((), dtype=compute), residual, logits.new_zeros(4, dtype=torch.int64)
     losses = logits.new_empty((num_rois, size), dtype=compute)
+    counts = logits.new_empty((num_rois, size, 4), dtype=torch.int32) if counted else None
     masks = gt_masks.contiguous()
     packed = masks.dtype == torch.int32
     with tuning.on_device_of(logits):
@@ -195,6 +243,7 @@ def mask_loss(
                 weights.sum(dtype=compute),
                 losses,
                 residual,
+                counts,
             ),
             height=masks.shape[1],
             width=masks.shape[2] if width is None else width,
@@ -210,8 +259,9 @@ def mask_loss(
             CELLS=triton.next_power_of_2(size),
             RATIO=max(sampling_ratio, 0),
             BOUNDED=extents is not None,
+            COUNTED=counted,
         )
-    return losses.sum(), residual
+    return losses.sum(), residual, None if counts is None else counts.sum((0, 1))
 
 
 def mask_loss_backward(

@@ -24,12 +24,31 @@ def mask_loss(
     `gt_masks` may be words of bits, see `PackedMasks`, of masks `width` wide; `extents` say nothing new here, where
     masks are written to their end.
     """
+    loss, derivative, _ = mask_loss_with_counts(
+        logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio, width, extents
+    )
+    return loss, derivative
+
+
+def mask_loss_with_counts(
+    logits: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    gt_masks: Tensor,
+    gt_index: Tensor,
+    weights: Tensor,
+    sampling_ratio: int,
+    width: int | None = None,
+    extents: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, and `MaskCounts` as a vector [4] int64."""
     if width is not None:
         gt_masks = unpack_masks(PackedMasks(gt_masks, width))
     compute = torch.promote_types(logits.dtype, torch.float32)
     size = logits.shape[-1]
     losses = logits.new_zeros((logits.shape[0], size, size), dtype=compute)
     derivative = logits.new_zeros((logits.shape[0], size, size), dtype=compute)
+    counts = torch.zeros(4, dtype=torch.int64)
     normaliser = size * size * weights.to(compute).sum()
     for k in torch.nonzero(weights).flatten().tolist():
         roi = torch.cat([boxes.new_zeros(1), boxes[k]]).to(compute)[None]
@@ -38,7 +57,10 @@ def mask_loss(
         chosen = logits[k, 0 if logits.shape[1] == 1 else int(labels[k])].to(compute)
         losses[k] = weights[k] * binary_cross_entropy_with_logits(chosen, target, reduction="none") / normaliser
         derivative[k] = weights[k] * (torch.sigmoid(chosen) - target) / normaliser
-    return losses.sum(), derivative
+        positive, predicted = target >= 0.5, chosen > 0
+        false_positives, false_negatives = (predicted & ~positive).sum(), (positive & ~predicted).sum()
+        counts += torch.stack([torch.tensor(size * size), positive.sum(), false_positives, false_negatives])
+    return losses.sum(), derivative, counts
 
 
 def mask_loss_backward(

@@ -67,6 +67,7 @@ def mask_loss(memory_format: torch.memory_format, implementation: str) -> tuple[
         -1,
         None,
         None,
+        True,
         implementation,
     )
 
@@ -126,7 +127,7 @@ def mask_predict(memory_format: torch.memory_format, implementation: str) -> tup
 
 
 def mask_predict_loss(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
-    _, labels, *targets, _, _, _ = mask_loss(memory_format, implementation)
+    _, labels, *targets, _, _, _, _ = mask_loss(memory_format, implementation)
     features, weight, bias, _ = _class_logits(memory_format)
     return *[each.requires_grad_() for each in (features, weight, bias)], labels, *targets, implementation
 

@@ -140,7 +140,7 @@ def test_the_rooms_hold_the_same_functions() -> None:
     for stem, functions in {
         "roi_align": ["roi_align", "roi_align_backward"],
         "nms": ["segmented_nms"],
-        "mask_loss": ["mask_loss", "mask_loss_backward"],
+        "mask_loss": ["mask_loss", "mask_loss_with_counts", "mask_loss_backward"],
         "rasterize": ["rasterize"],
         "paste_masks": ["paste_masks"],
         "encode_masks": ["mask_runs"],

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.models.detection.roi_heads import maskrcnn_loss
 
-from kernels import mask_loss, use
+from kernels import mask_loss, mask_loss_with_counts, use
 from kernels.dispatch import Implementation
 from kernels.reference.mask_loss import mask_loss as reference_mask_loss
 from kernels.reference.mask_loss import mask_loss_backward as reference_mask_loss_backward
@@ -229,6 +229,31 @@ def test_confident_logits_keep_their_small_loss(implementation: Implementation) 
     loss, grad = ours(case, implementation)
     assert 0 < loss.item() < 1e-8
     check(case, (loss, grad))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_counts(implementation: Implementation) -> None:
+    """As Detectron2 logs them, of the RoIs that have weight."""
+    case, used = make(), torch.tensor([0, 1, 2, 4])
+    arguments = (case.labels, case.boxes, case.gt_masks, case.gt_index)
+    weights = torch.tensor([1.0, 2, 0.5, 0, 1, 0])
+    with use(implementation):
+        loss, counts = mask_loss_with_counts(case.logits, *arguments, weights)
+        assert loss.equal(mask_loss(case.logits, *arguments, weights))
+        _, none = mask_loss_with_counts(case.logits, *arguments, 0 * weights)
+    rois = torch.cat([case.gt_index[used, None], case.boxes[used]], 1).double()
+    target = torchvision.ops.roi_align(case.gt_masks[:, None].double(), rois, (7, 7))[:, 0]
+    assert (target - 0.5).abs().min() > 1e-6  # rounding decides nothing
+    truth, said = target >= 0.5, case.logits[used, case.labels[used]] > 0
+    wrong = truth != said
+    assert [each.item() for each in counts] == [
+        truth.numel(), truth.sum().item(), (wrong & said).sum().item(), (wrong & truth).sum().item()
+    ]  # fmt: skip
+    assert counts.accuracy().item() == pytest.approx(1 - wrong.double().mean().item())
+    assert counts.false_positive_rate().item() == pytest.approx((wrong & ~truth).sum().item() / (~truth).sum().item())
+    assert counts.false_negative_rate().item() == pytest.approx((wrong & truth).sum().item() / truth.sum().item())
+    assert [each.item() for each in none] == [0] * 4
+    assert none.accuracy().item() == 1
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)

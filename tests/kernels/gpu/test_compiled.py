@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from kernels.gpu.decode_boxes import decode_boxes
 from kernels.gpu.decode_keypoints import decode_keypoints
 from kernels.gpu.encode_masks import mask_runs
-from kernels.gpu.mask_loss import mask_loss, mask_loss_backward
+from kernels.gpu.mask_loss import mask_loss, mask_loss_backward, mask_loss_with_counts
 from kernels.gpu.mask_predict import mask_predict, mask_predict_backward
 from kernels.gpu.match_boxes import match_boxes
 from kernels.gpu.nms import segmented_nms
@@ -67,7 +67,7 @@ def other_launches(
         yield from launches_of(mask_loss, logits, labels, boxes, masks, *targets)
         bits, extents = torch.zeros((4, 64, 2), dtype=torch.int32), torch.zeros((4, 4), dtype=torch.int32)
         yield from launches_of(mask_loss, logits, labels, boxes, bits, *targets, 50)
-        yield from launches_of(mask_loss, logits, labels, boxes, bits, *targets, 50, extents)
+        yield from launches_of(mask_loss_with_counts, logits, labels, boxes, bits, *targets, 50, extents)
     for channels_last in (False, True):
         residual = torch.empty((rois, 28, 28), dtype=compute)
         yield from launches_of(

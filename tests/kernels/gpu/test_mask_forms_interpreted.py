@@ -6,9 +6,10 @@ import torch
 from pycocotools import mask as coco_mask
 
 from kernels import pack_masks
-from kernels.gpu.mask_loss import mask_loss
+from kernels.gpu.mask_loss import mask_loss, mask_loss_with_counts
 from kernels.gpu.rasterize import rasterize
 from kernels.masks import PackedMasks, polygons_from_coco, unpack_masks
+from kernels.reference.mask_loss import mask_loss_with_counts as reference_with_counts
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
 
@@ -58,3 +59,6 @@ def test_the_loss_is_the_same_for_every_form_of_masks(ratio: int) -> None:
     bits, extents = rasterize(*polygons, False)
     for seen in (mask_loss(*head, pack_masks(masks).bits, *tail, WIDTH), mask_loss(*head, bits, *tail, WIDTH, extents)):
         assert all(a.equal(b) for a, b in zip(seen, expected, strict=True))
+    loss, _, counts = mask_loss_with_counts(*head, masks, *tail)
+    assert loss.equal(expected[0])
+    assert counts.tolist() == reference_with_counts(*head, masks, *tail)[2].tolist()
