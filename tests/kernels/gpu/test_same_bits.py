@@ -11,11 +11,11 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from compilation import recorded
 from torch import Tensor
 from tuned_kernels import name, tuned_kernels
 
 import kernels
+from bench.launches import recorded
 from bench.virtual_gpu.intercept import active
 from kernels.gpu import tuning
 
