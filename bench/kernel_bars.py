@@ -115,6 +115,6 @@ def seen(rows: Sequence[Row]) -> list[Seen]:
         ]
         if values:
             what = f"{bar.case}, {bar.dtype} {bar.layout}: {bar.figure}"
-            text = "  ".join(f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values)
+            text = "  ".join(f"{value:,.0f}" if value >= 100 else f"{value:.4g}" for value in values)
             lines.append(Seen(what, bar.asked, text, all(bar.holds(value) for value in values)))
     return lines
