@@ -23,8 +23,6 @@ from kernels.gpu.language import sample, share_of_sample, tent
 
 QUAD = 4  # a bin's weights are stored from and up to a multiple of as many pixels
 SKEW = 8  # bins share up to 2 pixels, 3 with rounding; up to 8 when widened to quads
-
-
 BLOCK = 32  # pixels that a program makes at a time
 
 
@@ -108,39 +106,17 @@ def _weights_kernel(
     share = share_of_sample(y_grid, x_grid)
     if tl.program_id(1) == 0:
         _axis(
-            y_grid,
-            window_ptr,
-            num_rois,
-            weight_ptr,
-            reach_ptr,
-            rows,
-            share,
-            POOLED_H,
-            RATIO,
-            QUAD,
-            SKEW,
-            BLOCK_B,
-            BLOCK_P,
-        )
+            y_grid, window_ptr, num_rois, weight_ptr, reach_ptr, rows, share,
+            POOLED_H, RATIO, QUAD, SKEW, BLOCK_B, BLOCK_P,
+        )  # fmt: skip
     else:
         weight_ptr += rows + SKEW * POOLED_H
         reach_ptr += 2 * rows
         one = tl.full((), 1.0, share.dtype)
         _axis(
-            x_grid,
-            window_ptr + 2 * num_rois,
-            num_rois,
-            weight_ptr,
-            reach_ptr,
-            columns,
-            one,
-            POOLED_W,
-            RATIO,
-            QUAD,
-            SKEW,
-            BLOCK_B,
-            BLOCK_P,
-        )
+            x_grid, window_ptr + 2 * num_rois, num_rois, weight_ptr, reach_ptr, columns, one,
+            POOLED_W, RATIO, QUAD, SKEW, BLOCK_B, BLOCK_P,
+        )  # fmt: skip
 
 
 @triton.jit
