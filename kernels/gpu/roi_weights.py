@@ -74,7 +74,7 @@ def roi_weights(
         SKEW=SKEW,
         BLOCK_B=block,
         BLOCK_P=BLOCK,
-        num_warps=min(max(block // 16, 1), 8),
+        num_warps=min(max(block * grid.element_size() // 64, 1), 8),
     )
     return RoiWeights(weight, reach, rows, columns)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 import kernels
 from bench.virtual_gpu import A100, T4, Options, VirtualGpu, torchvision_kernels, unwritten
 from bench.virtual_gpu.intercept import Record, active
-from kernels.gpu import tuning
+from kernels.gpu import roi_align_backward, roi_shares, tuning
 
 pytestmark = pytest.mark.compiled
 
@@ -70,7 +70,7 @@ def test_multiscale_roi_align(dtype: torch.dtype, layout: str) -> None:
         assert not bool(unwritten(a).any())
         assert_error_rule(a, b, c, dtype)
     names = [launch.kernel for launch in record.launches]
-    backward = ["_window_kernel", "_tile_kernel", "_weights_kernel", "_gather_kernel"]
+    backward = ["_window_kernel", "_tile_kernel", "_weights_kernel", "gather_kernel"]
     assert names == [f"_{layout.replace(' ', '_')}_kernel", *backward]
 
 
@@ -90,6 +90,37 @@ def test_roi_align_with_adaptive_sampling(layout: str) -> None:
         assert torch.allclose(seen, wanted, rtol=1e-5, atol=2e-5)
     torchvision_out = torchvision.ops.roi_align(feature, boxes(), (7, 5), 0.25, -1, True)
     assert torch.allclose(ours[0], torchvision_out, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_gradient_of_crowded_pixels(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small boxes upon one another, whose sums several warps share, some of which run backwards; also with the
+    addresses of large maps, and where there are fewer slots than wanted. No order of warps shows.
+    """
+    generator = torch.Generator().manual_seed(0)
+    corners = 40 + torch.rand((50, 4), generator=generator) * 30
+    rois = torch.cat([torch.arange(50)[:, None] % 2, corners], 1)
+    feature = some(2, 36, 18, 27).contiguous(memory_format=FORMATS[layout])
+    grad = some(50, 36, 7, 5)
+
+    def run() -> tuple[Tensor, ...]:
+        leaf = feature.clone().requires_grad_()
+        kernels.roi_align(leaf, rois, (7, 5), 0.25, 2, True).backward(grad)
+        assert leaf.grad is not None
+        return (leaf.grad,)
+
+    (ours,), record = virtual(run)
+    (turned,), _ = virtual(run, options=Options(reverse=True, quantum=1))
+    assert ours.equal(turned)
+    (wanted,) = by("eager", run)
+    assert torch.allclose(ours, wanted, rtol=1e-5, atol=1e-5)
+    summed = record.launches[-1]
+    assert summed.kernel == "_sum_kernel"
+    assert summed.counters.dram_bytes > 4 * 36 * 2 * 4 * 10  # at least ten shares
+    monkeypatch.setattr(roi_align_backward, "INT32", 0)
+    assert ours.equal(virtual(run)[0][0])
+    monkeypatch.setattr(roi_shares, "SLOTS", 8)
+    assert torch.allclose(virtual(run)[0][0], wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_segmented_nms() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.ops.poolers import LevelMapper
 
 from kernels.gpu import roi_align_backward as backward_module
+from kernels.gpu import roi_buckets, roi_gather, roi_shares
 from kernels.gpu.roi_align import roi_align, roi_align_backward
 from kernels.gpu.roi_geometry import minimum_areas
 from kernels.reference.roi_align import roi_align as reference_roi_align
@@ -244,18 +245,67 @@ def test_the_gradient_is_the_same_in_both_formats_and_in_any_company() -> None:
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_the_gradient_is_the_same_in_every_configuration(monkeypatch: pytest.MonkeyPatch, channels_last: bool) -> None:
-    """Nor does it matter which tiles are thought to be crowded."""
-    case = Case(rois=ROIS[[0, 1, 2, 5]], channels=128, channels_last=channels_last, output_size=(2, 2))
+@pytest.mark.parametrize("work", [None, 200])
+def test_the_gradient_is_the_same_in_every_configuration(
+    monkeypatch: pytest.MonkeyPatch, work: int | None, channels_last: bool
+) -> None:
+    """Also where warps share the RoIs of a part."""
+    if work is not None:
+        monkeypatch.setattr(roi_buckets, "WORK", work)
+        monkeypatch.setattr(roi_shares, "SLOTS", 30)
+    case = Case(rois=ROIS[[0, 1, 2, 5]], channels=64, channels_last=channels_last, output_size=(2, 2))
     expected = roi_align_backward(case.grad, case.rois, case.shapes, channels_last, *case.arguments)
-    kernel = backward_module._gather_kernel
-    for crowded in (0, 64):
-        monkeypatch.setattr(backward_module, "CROWDED", crowded)
-        for config in kernel.configs:
-            with monkeypatch.context() as pinned:
-                pinned.setattr(kernel, "configs", [config])
-                seen = roi_align_backward(case.grad, case.rois, case.shapes, channels_last, *case.arguments)
-            assert torch.equal(seen[0], expected[0])
+    for config in roi_gather.gather_kernel.configs:
+        with monkeypatch.context() as pinned:
+            pinned.setattr(roi_gather.gather_kernel, "configs", [config])
+            seen = roi_align_backward(case.grad, case.rois, case.shapes, channels_last, *case.arguments)
+        assert torch.equal(seen[0], expected[0])
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "slots", "aligned"),
+    [(torch.float32, 200, True), (torch.bfloat16, 200, False), (torch.float16, 1, True)],
+    ids=str,
+)
+def test_crowded_pixels(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, slots: int, aligned: bool, channels_last: bool
+) -> None:
+    """Warps share the RoIs of a part, as many as want to or as there are slots for."""
+    monkeypatch.setattr(roi_buckets, "WORK", 300)
+    monkeypatch.setattr(roi_shares, "SLOTS", slots)
+    dealt = []
+
+    def deal_shares(*arguments: Any) -> roi_shares.Shares:
+        dealt.append(roi_shares.deal_shares(*arguments))
+        return dealt[-1]
+
+    monkeypatch.setattr(backward_module, "deal_shares", deal_shares)
+    rois = torch.cat([ROIS[[0, 1, 5]].repeat(5, 1), ROIS[[7, 6]]])
+    rois[:, 1:] += torch.arange(17)[:, None] * 0.37
+    Case(dtype, channels_last, rois=rois, aligned=aligned).check()
+    (shares,) = dealt
+    used = shares.part >= 0
+    parts, number = torch.unique(shares.part[used], return_counts=True)
+    assert torch.equal(number, shares.number.flatten()[parts.long()].long())
+    assert len(shares.part) <= 2 * slots
+    if slots > 2:
+        assert number.min() >= 2
+    if slots == 200:
+        assert number.max() >= 4
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("work", [300, 8000])
+def test_addresses_of_large_maps(monkeypatch: pytest.MonkeyPatch, work: int, channels_last: bool) -> None:
+    """Where a map has more values than 32 bits count."""
+    monkeypatch.setattr(roi_buckets, "WORK", work)
+    monkeypatch.setattr(roi_shares, "SLOTS", 20)
+    case = Case(channels_last=channels_last, scales=(0.25, 0.125))
+    expected = roi_align_backward(case.grad, case.rois, case.shapes, channels_last, *case.arguments)
+    monkeypatch.setattr(backward_module, "INT32", 0)
+    seen = roi_align_backward(case.grad, case.rois, case.shapes, channels_last, *case.arguments)
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
 
 
 def test_bins_far_smaller_than_a_pixel_and_far_larger_than_the_map() -> None:

@@ -16,7 +16,7 @@ from kernels.gpu import (
     paste_masks,
     rasterize,
     roi_align,
-    roi_align_backward,
+    roi_gather,
     roi_pool,
     tuning,
 )
@@ -24,7 +24,7 @@ from kernels.gpu import (
 KERNELS = [
     roi_align._channels_last_kernel,
     roi_align._contiguous_kernel,
-    roi_align_backward._gather_kernel,
+    roi_gather.gather_kernel,
     nms._mask_kernel,
     nms._reduce_kernel,
     mask_loss._loss_kernel,

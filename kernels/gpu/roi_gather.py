@@ -1,0 +1,253 @@
+"""The kernel that gathers the gradient of RoIAlign for parts of tiles; see `kernels.gpu.roi_align_backward`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from kernels.gpu import tuning
+from kernels.gpu.language import pick, pick_pointer
+from kernels.gpu.roi_shares import place_of_part
+
+
+def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
+    """Blocks of at most the channels there are, and of what a warp reads at once: 16 bytes for each of its threads.
+
+    Wider ones would need no more instructions, but let more RoIs be read at a time than the L2 cache holds. Contiguous
+    maps take narrower ones, as rows of pixels need registers while they are made.
+    """
+    grad = arguments.get("grad_ptr")
+    row = 32 * 16 // (grad.element_size() if grad is not None else 4)
+    widest = min(row if arguments["CHANNELS_LAST"] else 128, row, triton.next_power_of_2(arguments["CHANNELS"]))
+    fitting = [config for config in configs if config.kwargs["BLOCK_C"] <= widest]
+    return fitting or [min(configs, key=lambda config: config.kwargs["BLOCK_C"])]
+
+
+@tuning.tuned(
+    configs=[
+        triton.Config({"ROWS": rows, "BLOCK_C": block}, num_warps=1)
+        for rows, block in [(1, 256), (2, 128), (1, 128), (2, 64), (1, 64), (2, 32)]
+    ],
+    key=["CHANNELS", "POOLED_H", "POOLED_W", "LEVELS", "CHANNELS_LAST", "rois_bucket"],
+    prune=prune_rows_of_channels,
+)
+@triton.jit(do_not_specialize=["num_images", "rois_bucket", "words", "rows", "columns", "parts", "slots"])
+def gather_kernel(
+    grads,  # per level [N, C, H_l, W_l], contiguous or channels last: the result
+    sums_ptr,  # see `Shares` for this and the next three
+    number_ptr,
+    part_ptr,
+    share_ptr,
+    grad_ptr,  # [K, PH, PW, C]
+    order_ptr,  # see `TileBuckets` for this and the next three
+    begin_ptr,
+    place_ptr,
+    member_ptr,
+    grid_ptr,
+    weight_ptr,  # see `RoiWeights` for this and the next
+    reach_ptr,
+    levels,  # as in `level_tables`
+    num_images,
+    rois_bucket,
+    words,
+    rows,
+    columns,
+    parts,
+    slots,
+    LEVELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    POOLED_H: tl.constexpr,
+    POOLED_W: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+    GROUP: tl.constexpr,
+    TILE: tl.constexpr,
+    QUAD: tl.constexpr,
+    SKEW: tl.constexpr,
+    PART_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Program (ROWS of a part, block of channels). Slots come first, then parts, those of coarse levels before others.
+
+    A part is PART_ROWS quads of pixels below one another.
+    """
+    TIMES: tl.constexpr = PART_ROWS // ROWS
+    slot = tl.program_id(0) // TIMES
+    row = tl.program_id(0) % TIMES * ROWS
+    share = 0
+    if slot < slots:
+        part = tl.load(part_ptr + slot)
+        share = tl.load(share_ptr + slot, mask=part >= 0, other=0)
+    else:
+        part = parts - 1 - (slot - slots)
+    number = tl.load(number_ptr + part, mask=part >= 0, other=0)
+    if (part >= 0) & ((slot < slots) | (number <= 1)):
+        level, image, y, x = place_of_part(place_ptr, part, TILE, PART_ROWS, QUAD)
+        y += row
+        height = pick(levels[0], level, LEVELS).to(tl.int32)
+        width = pick(levels[1], level, LEVELS).to(tl.int32)
+        if (y < height) & (x < width):
+            channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+            zero = tl.zeros((BLOCK_C,), weight_ptr.dtype.element_ty)
+            upper = zero, zero, zero, zero
+            lower = zero, zero, zero, zero
+            if number > 0:
+                tables = weight_ptr, reach_ptr, grid_ptr, rows, columns
+                segment = level * num_images + image
+                begin = tl.load(begin_ptr + segment).to(tl.int32)
+                end = tl.load(begin_ptr + segment + 1).to(tl.int32)
+                tile = part // (TILE * TILE // (PART_ROWS * QUAD))
+                members = member_ptr + tile.to(tl.int64) * words
+                turn = number - share
+                for group in range(begin, end, GROUP):
+                    left_to_do = tl.load(members)
+                    members += 1
+                    while left_to_do != 0:
+                        lowest = left_to_do & -left_to_do
+                        left_to_do ^= lowest
+                        turn = tl.where(turn == number, 1, turn + 1)
+                        if turn == 1:
+                            roi = tl.load(order_ptr + group + _log2(lowest))
+                            upper, lower = _add_roi(
+                                upper, lower, roi, y, x, grad_ptr + channels, channels < CHANNELS, tables, CHANNELS,
+                                POOLED_H, POOLED_W, ALIGNED, QUAD, SKEW, ROWS, CHANNELS % BLOCK_C == 0,
+                            )  # fmt: skip
+
+            if slot < slots:
+                of_slot = sums_ptr + slot.to(tl.int64) * (PART_ROWS * QUAD * CHANNELS)
+                _store(
+                    of_slot, upper, lower, channels, row * QUAD, QUAD, PART_ROWS * QUAD, QUAD, ROWS,
+                    CHANNELS, CHANNELS_LAST, ROWS,
+                )  # fmt: skip
+            else:
+                index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+                across = width.to(index_type)
+                plane = height * across
+                out = pick_pointer(grads, level, LEVELS) + image.to(tl.int64) * (plane * CHANNELS)
+                _store(
+                    out, upper, lower, channels, y * across + x, across, plane, width - x, height - y,
+                    CHANNELS, CHANNELS_LAST, ROWS,
+                )  # fmt: skip
+
+
+@triton.jit
+def _log2(power):
+    """The exponent of a power of two in 32 bits, the highest of which is not a sign here."""
+    return (power.to(tl.uint32, bitcast=True).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+
+
+@triton.jit
+def _add_roi(
+    upper, lower, roi, y, x, grad_ptr, used, tables,
+    CHANNELS: tl.constexpr, POOLED_H: tl.constexpr, POOLED_W: tl.constexpr, ALIGNED: tl.constexpr,
+    QUAD: tl.constexpr, SKEW: tl.constexpr, ROWS: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """The sums of both quads plus what one RoI gives to them. Only the bins that reach them are visited, each once."""
+    weight_ptr, reach_ptr, grid_ptr, rows, columns = tables
+    reach = reach_ptr + roi * (2 * (rows + columns))
+    first_y = tl.load(reach + y)
+    last_y = tl.load(reach + rows + y + (ROWS - 1))
+    if first_y <= last_y:
+        reach += 2 * rows + x
+        first_x = tl.load(reach)
+        last_x = tl.load(reach + columns + (QUAD - 1))
+        weights = weight_ptr + roi * (rows + columns + SKEW * (POOLED_H + POOLED_W))
+        y_weights = weights + y + SKEW * first_y
+        x_weights = weights + rows + SKEW * POOLED_H + x + SKEW * first_x
+        # Most rows are reached by at most 3 bins, whose weights stay in registers.
+        more = last_y - first_y
+        upper_0 = tl.load(y_weights)
+        upper_1 = tl.load(y_weights + SKEW, mask=more >= 1, other=0.0)
+        upper_2 = tl.load(y_weights + 2 * SKEW, mask=more >= 2, other=0.0)
+        if ROWS > 1:
+            lower_0 = tl.load(y_weights + 1)
+            lower_1 = tl.load(y_weights + 1 + SKEW, mask=more >= 1, other=0.0)
+            lower_2 = tl.load(y_weights + 1 + 2 * SKEW, mask=more >= 2, other=0.0)
+        source = grad_ptr + roi * (POOLED_H * POOLED_W * CHANNELS)
+        down = POOLED_W * CHANNELS
+        across = CHANNELS
+        if ALIGNED:  # bins may run backwards, tables do not
+            if tl.load(grid_ptr + roi * 10 + 1) < 0:
+                source += (POOLED_H - 1) * POOLED_W * CHANNELS
+            if tl.load(grid_ptr + roi * 10 + 6) < 0:
+                source += (POOLED_W - 1) * CHANNELS
+            down *= tl.where(tl.load(grid_ptr + roi * 10 + 1) < 0, -1, 1)
+            across *= tl.where(tl.load(grid_ptr + roi * 10 + 6) < 0, -1, 1)
+        source += first_y * down + first_x * across
+        for _ in range(first_x, last_x + 1):
+            grad = _bin(source, used, WHOLE, upper_0.dtype)
+            above = upper_0 * grad
+            if ROWS > 1:
+                below = lower_0 * grad
+            if more >= 1:
+                grad = _bin(source + down, used, WHOLE, upper_0.dtype)
+                above += upper_1 * grad
+                if ROWS > 1:
+                    below += lower_1 * grad
+            if more >= 2:
+                grad = _bin(source + 2 * down, used, WHOLE, upper_0.dtype)
+                above += upper_2 * grad
+                if ROWS > 1:
+                    below += lower_2 * grad
+                for near in range(3, more + 1):
+                    grad = _bin(source + near * down, used, WHOLE, upper_0.dtype)
+                    above += tl.load(y_weights + near * SKEW) * grad
+                    if ROWS > 1:
+                        below += tl.load(y_weights + near * SKEW + 1) * grad
+            # Scalars, as a vector of them would be laid out anew.
+            weight_0, weight_1 = tl.load(x_weights), tl.load(x_weights + 1)
+            weight_2, weight_3 = tl.load(x_weights + 2), tl.load(x_weights + 3)
+            a, b, c, d = upper
+            upper = a + weight_0 * above, b + weight_1 * above, c + weight_2 * above, d + weight_3 * above
+            if ROWS > 1:
+                a, b, c, d = lower
+                lower = a + weight_0 * below, b + weight_1 * below, c + weight_2 * below, d + weight_3 * below
+            x_weights += SKEW
+            source += across
+    return upper, lower
+
+
+@triton.jit
+def _bin(pointer, used, WHOLE: tl.constexpr, dtype: tl.constexpr):
+    """The gradient of a bin; there is no mask where blocks divide the channels."""
+    if WHOLE:
+        grad = tl.load(pointer)
+    else:
+        grad = tl.load(pointer, mask=used, other=0.0)
+    return grad.to(dtype)
+
+
+@triton.jit
+def _store(
+    out, upper, lower, channels, pixel, across, plane, columns_left, rows_left,
+    CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Stores the quads at `pixel` of a map with rows of `across` and `plane` pixels, as far as it goes."""
+    if CHANNELS_LAST:
+        _store_pixels(out + pixel * CHANNELS, upper, channels, columns_left, CHANNELS)
+        if (ROWS > 1) & (rows_left > 1):
+            _store_pixels(out + (pixel + across) * CHANNELS, lower, channels, columns_left, CHANNELS)
+    else:
+        _store_channels(out + pixel, upper, channels, plane, columns_left, CHANNELS)
+        if (ROWS > 1) & (rows_left > 1):
+            _store_channels(out + pixel + across, lower, channels, plane, columns_left, CHANNELS)
+
+
+@triton.jit
+def _store_pixels(out, quad, channels, count, CHANNELS: tl.constexpr):
+    """Stores the first `count` pixels as rows of channels."""
+    for i in tl.static_range(4):
+        mask = (channels < CHANNELS) & (i < count)
+        tl.store(out + i * CHANNELS + channels, quad[i].to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _store_channels(out, quad, channels, plane, count, CHANNELS: tl.constexpr):
+    """Stores the first `count` pixels of each channel, which are neighbours in a contiguous map."""
+    pixels = tl.join(tl.join(quad[0], quad[2]), tl.join(quad[1], quad[3])).reshape(quad[0].shape[0], 4)
+    pixel = tl.arange(0, 4)[None, :]
+    mask = (channels < CHANNELS)[:, None] & (pixel < count)
+    tl.store(out + (channels * plane)[:, None] + pixel, pixels.to(out.dtype.element_ty), mask=mask)
