@@ -117,8 +117,8 @@ def bucket_rois(
 
 def most_warps(num_rois: int, pooling: Mapping[str, Any]) -> int:
     """The most warps that a part can want: see `_work` for the most that a RoI is."""
-    work = 60 + pooling["POOLED_W"] * (45 + 15 * pooling["POOLED_H"])
-    return min(MOST, triton.cdiv(num_rois * work, WORK))
+    work: int = 60 + pooling["POOLED_W"] * (45 + 15 * pooling["POOLED_H"])
+    return min(MOST, -(-num_rois * work // WORK))
 
 
 @triton.jit(do_not_specialize=["num_images", "num_rois"])
