@@ -25,7 +25,7 @@ TILE = 8  # rows and columns of a tile
 GROUP = 32  # RoIs of a word of a tile's members
 WORDS = 4  # that a program makes at a time
 PART = 2, 4  # rows and columns of a part of a tile
-WORK = 8000  # that a warp may do alone, see `_work`
+WORK = 7000  # that a warp may do alone, see `_work`
 MOST = 16  # warps for a part
 
 

@@ -23,7 +23,7 @@ from kernels.gpu import tuning
 from kernels.gpu.language import pick, pick_pointer
 from kernels.gpu.roi_buckets import MOST, PART, TILE, TileBuckets
 
-SLOTS, SCRATCH = 2048, 1 << 22  # of an image at most, and of the values in them
+SLOTS, SCRATCH = 3072, 3 << 21  # of an image at most, and of the values in them
 PARTS, BLOCK = 256, 1024  # dealt out and values summed at a time
 
 
