@@ -216,7 +216,9 @@ def mask_predict_loss(
 ) -> tuple[Tensor, Tensor]:
     """See `kernels.mask_predict_loss`. The loss and its derivative by each RoI's logits [K, M, M]."""
     logits = _logits(features, weight, bias, labels, sigmoid=False)[:, None]
-    return mask_loss(logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio)
+    # One channel fits all labels: a RoI whose label is no class is left out by an index that is no mask's.
+    known = (labels >= 0) & (labels < weight.shape[0])
+    return mask_loss(logits, labels, boxes, gt_masks, torch.where(known, gt_index, -1), weights, sampling_ratio)
 
 
 def mask_predict_backward(

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from kernels.gpu import tuning
-from kernels.gpu.language import pick, pick_pointer
+from kernels.gpu.language import log2_of_bit, pick, pick_pointer
 from kernels.gpu.roi_shares import place_of_part
 
 
@@ -109,7 +109,7 @@ def gather_kernel(
                         left_to_do ^= lowest
                         turn = tl.where(turn == number, 1, turn + 1)
                         if turn == 1:
-                            roi = tl.load(order_ptr + group + _log2(lowest))
+                            roi = tl.load(order_ptr + group + log2_of_bit(lowest))
                             upper, lower = _add_roi(
                                 upper, lower, roi, y, x, grad_ptr + channels, channels < CHANNELS, tables, CHANNELS,
                                 POOLED_H, POOLED_W, ALIGNED, QUAD, SKEW, ROWS, CHANNELS % BLOCK_C == 0,
@@ -130,12 +130,6 @@ def gather_kernel(
                     out, upper, lower, channels, y * across + x, across, plane, width - x, height - y,
                     CHANNELS, CHANNELS_LAST, ROWS,
                 )  # fmt: skip
-
-
-@triton.jit
-def _log2(power):
-    """The exponent of a power of two in 32 bits, the highest of which is not a sign here."""
-    return (power.to(tl.uint32, bitcast=True).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
 
 
 @triton.jit
