@@ -106,19 +106,18 @@ def test_half_coordinates_beyond_a_thousand_pixels(tmp_path: Path) -> None:
             verify(feature, far)
 
 
-def loss(edit: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    """A mask loss, summed over the four warps of a program, by PTX that was edited."""
-    generator = torch.Generator().manual_seed(0)
-    logits, masks = torch.randn((2, 3, 14, 14), generator=generator), torch.rand((2, 40, 40), generator=generator) > 0.5
-    boxes, index = torch.tensor([[1.2, 2.1, 39.3, 28.8], [0.4, 5.1, 26.6, 32.9]]), torch.tensor([0, 1])
-    assemble = triton_kernels.assemble
-    monkeypatch.setattr(triton_kernels, "assemble", lambda ptx, name: assemble(edit(ptx), name))
+def keypoints(edit: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """Keypoints, the largest value being found by the two warps of a program, by PTX that was edited."""
+    heatmaps = torch.randn((2, 3, 14, 14), generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[1.2, 2.1, 39.3, 28.8], [0.4, 5.1, 26.6, 32.9]])
+    assemble = triton_kernels._assembled
+    monkeypatch.setattr(triton_kernels, "_assembled", lambda ptx, name: assemble(edit(ptx), name))
     with kernels.use("triton"), active():
-        return kernels.mask_loss(logits, index, boxes, masks, index)
+        return kernels.decode_keypoints(heatmaps, boxes)[0]
 
 
 def test_a_removed_barrier(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the barriers of its sum, a warp reads from shared memory what another has yet to write."""
+    """Without the barriers of its maximum, a warp reads from shared memory what another has yet to write."""
     removed = 0
 
     def without_barriers(ptx: str) -> str:
@@ -128,9 +127,9 @@ def test_a_removed_barrier(monkeypatch: pytest.MonkeyPatch) -> None:
         return edited
 
     with monkeypatch.context() as context:
-        loss(lambda ptx: ptx, context)
+        keypoints(lambda ptx: ptx, context)
     with pytest.raises(VirtualGpuError, match="race in shared memory"), monkeypatch.context() as context:
-        loss(without_barriers, context)
+        keypoints(without_barriers, context)
     assert removed
 
 

@@ -38,7 +38,7 @@ def untouched(*shape: int, dtype: torch.dtype) -> Tensor:
 @contextmanager
 def only_program(name: str, axis: str, number: int) -> Iterator[None]:
     """While active, the kernel runs program `number` along the axis and no other: all would take minutes."""
-    assemble, launch = triton_kernels.assemble, tuning.launch
+    assemble, launch = triton_kernels._assembled, tuning.launch
 
     def pinned(ptx: str, entry: str) -> Program:
         if entry == name:
@@ -53,7 +53,7 @@ def only_program(name: str, axis: str, number: int) -> Iterator[None]:
         here = triton_kernels.plain_kernel(kernel).__name__ == name
         launch(kernel, narrowed if here else grid, tensors, **arguments)
 
-    with mock.patch.object(triton_kernels, "assemble", pinned), mock.patch.object(tuning, "launch", narrow):
+    with mock.patch.object(triton_kernels, "_assembled", pinned), mock.patch.object(tuning, "launch", narrow):
         yield
 
 
