@@ -133,6 +133,27 @@ def of_pairs(pairs: Sequence[cpu_operations.Pair]) -> list[Seen]:
     ]
 
 
+def verify() -> list[Seen]:
+    """Every operation, dtype, layout and shape, interpreted and as compiled code on the virtual GPU."""
+    return [_command("verify", "--on", place) for place in ("interpreter", "virtual")]
+
+
+def resources() -> list[Seen]:
+    """What every configuration of every kernel compiles to, for four targets."""
+    return [_command("resources")]
+
+
+def kernels() -> list[Seen]:
+    """Our kernels beside torchvision's on the virtual GPU, three draws of the RoIs."""
+    return [_command("kernels", "--seeds", "4", "5", "6")]
+
+
+def _command(*arguments: str) -> Seen:
+    """A command of `python -m bench` that judges for itself; what it prints is passed on."""
+    done = subprocess.run([sys.executable, "-m", "bench", *arguments], check=False)
+    return Seen(f"bench {' '.join(arguments)}", "exit code 0", str(done.returncode), done.returncode == 0)
+
+
 BARS: dict[str, Callable[[], list[Seen]]] = {
     "demo": demo,
     "microscopy": microscopy,
@@ -140,6 +161,9 @@ BARS: dict[str, Callable[[], list[Seen]]] = {
     "evaluator": evaluator,
     "inference": inference,
     "operations": operations,
+    "verify": verify,
+    "resources": resources,
+    "kernels": kernels,
 }
 
 

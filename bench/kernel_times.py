@@ -14,8 +14,10 @@ from typing import Any, Protocol
 from unittest import mock
 
 import torch
+import triton
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
+from triton.runtime.autotuner import Autotuner
 
 import kernels
 from bench.kernel_cases import Case, Function, Inputs, differentiate
@@ -208,18 +210,15 @@ def copy_bandwidth(clock: Clock, count: int = 1 << 30, rounds: int = 20) -> floa
 @contextmanager
 def chosen_configs() -> Iterator[Callable[[], list[str]]]:
     """A function that says what was chosen for each tuned kernel that was launched inside."""
-    launched: list[Any] = []
-    launch = tuning.launch
+    found: dict[str, triton.Config] = {}
+    configuration = tuning.configuration
 
-    def noted(kernel: Any, *arguments: Any, **keywords: Any) -> None:
-        launched.append(kernel)
-        launch(kernel, *arguments, **keywords)
+    def noted(kernel: Autotuner, *arguments: Any) -> triton.Config:
+        found[kernel.base_fn.__name__] = config = configuration(kernel, *arguments)
+        return config
 
     def chosen() -> list[str]:
-        best = {
-            each.base_fn.__name__: getattr(each, "best_config", None) for each in launched if hasattr(each, "base_fn")
-        }
-        return [f"{name}: {config}" for name, config in best.items()]
+        return [f"{name}: {config}" for name, config in found.items()]
 
-    with mock.patch.object(tuning, "launch", noted):
+    with mock.patch.object(tuning, "configuration", noted):
         yield chosen

@@ -42,7 +42,7 @@ def decode_boxes(
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
-    _check(offsets, anchors, scores, image_sizes, counts, weights)
+    _check(offsets, anchors, scores, image_sizes, counts, weights, min_size)
     shape = offsets.shape
     boxes, kept = _decode_boxes(
         _in_segments(offsets.detach()),
@@ -70,6 +70,7 @@ def _check(
     image_sizes: Tensor,
     counts: Tensor | None,
     weights: Sequence[float],
+    min_size: float,
 ) -> None:
     if offsets.ndim not in (3, 4) or offsets.shape[-1] != 4 or not offsets.is_floating_point():
         raise ValueError(
@@ -94,6 +95,8 @@ def _check(
         raise ValueError(f"image_sizes is {tuple(image_sizes.shape)} in {image_sizes.dtype}; it must be {images} x 2")
     if counts is not None and (counts.shape != (images,) or counts.is_floating_point() or counts.dtype == torch.bool):
         raise ValueError(f"counts is {tuple(counts.shape)} in {counts.dtype}; it must be {images} integers")
+    if not min_size >= 0:
+        raise ValueError(f"min_size is {min_size}; it must be 0 or more")
     if len(weights) != 4 or not all(weight > 0 for weight in weights):
         raise ValueError(f"weights is {tuple(weights)}; it must be 4 numbers above 0")
     for name, value in {"anchors": anchors, "scores": scores, "image_sizes": image_sizes, "counts": counts}.items():

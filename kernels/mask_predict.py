@@ -114,6 +114,8 @@ def _check_targets(features: Tensor, boxes: Tensor, gt_masks: Tensor, gt_index: 
     number = features.shape[0]
     if boxes.shape != (number, 4) or not boxes.is_floating_point():
         raise ValueError(f"boxes is {tuple(boxes.shape)} in {boxes.dtype}; it must be {number} x 4 in floating point")
+    if not isinstance(gt_masks, Tensor):
+        raise ValueError(f"gt_masks is a {type(gt_masks).__name__}; it must be a tensor, G x H x W in uint8 or bool")
     if gt_masks.ndim != 3 or gt_masks.dtype not in (torch.uint8, torch.bool):
         raise ValueError(
             f"gt_masks is {tuple(gt_masks.shape)} in {gt_masks.dtype}; it must be G x H x W in uint8 or bool"
@@ -225,10 +227,13 @@ def _setup_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
     features, weight, bias, labels, *_, ctx.implementation = inputs
     _, residual = output
     ctx.mark_non_differentiable(residual)
+    ctx.set_materialize_grads(False)  # none for the residual, which would be zeros to fill
     ctx.save_for_backward(residual, features, weight, bias, labels)
 
 
-def _loss_backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _loss_backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 10
     residual, *saved = ctx.saved_tensors
     return (*_mask_predict_backward(grad_loss * residual, *saved, ctx.implementation), *[None] * 7)
 

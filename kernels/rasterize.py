@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.dispatch import implementation_for, run
+from kernels.dispatch import implementation_for, run, values_may_be_read
 from kernels.masks import WORD, PackedMasks, Polygons, check_masks
 
 
@@ -48,7 +48,7 @@ def _rasterize(
     whole: bool,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    if vertices.device.type == "cpu":
+    if values_may_be_read(vertices):
         _check_values(part_offsets, "part_offsets", vertices.shape[0])
         _check_values(instance_offsets, "instance_offsets", part_offsets.shape[0] - 1)
     arguments = (vertices, part_offsets, instance_offsets, height, width, whole)

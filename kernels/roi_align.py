@@ -144,7 +144,7 @@ def _check(
             raise ValueError(f"feature maps are on {feature.device} and {first.device}; they must be on one device")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"output_size is {size}; it must be one or two numbers of at least 1")
-    if min(spatial_scales) <= 0:
+    if not all(scale > 0 for scale in spatial_scales):
         raise ValueError(f"spatial_scale is {min(spatial_scales)}; it must be above 0")
     if len(features) > 1 and (
         math.log2(spatial_scales[0]) % 1 or any(coarse * 2 != fine for fine, coarse in pairwise(spatial_scales))

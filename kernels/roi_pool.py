@@ -80,9 +80,9 @@ def _roi_pool(
 
 
 def _check_image_index(rois: Tensor, images: int) -> None:
-    """Only values tell."""
+    """Only values tell. NaN boxes are allowed, they give zeros."""
     index = rois[:, 0]
-    outside = ~((index >= 0) & (index < images))
+    outside = (index < 0) | (index >= images)
     if outside.any():
         raise ValueError(f"boxes names image {index[outside][0].item():g}; there are {images} images, counted from 0")
 
@@ -129,11 +129,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     input, rois, _, ctx.spatial_scale, ctx.implementation = inputs
     _, source = output
     ctx.mark_non_differentiable(source)
+    ctx.set_materialize_grads(False)  # none for the source, which would be zeros to fill
     ctx.save_for_backward(source, rois)
     ctx.input_size, ctx.channels_last = list(input.shape), not input.is_contiguous()
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 5
     source, rois = ctx.saved_tensors
     result = _roi_pool_backward(
         grad, source, rois, ctx.input_size, ctx.channels_last, ctx.spatial_scale, ctx.implementation

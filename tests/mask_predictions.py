@@ -32,12 +32,21 @@ class Case:
         names = ("features", "labels", "boxes", "gt_index", "weights")
         return replace(self, **{name: getattr(self, name)[index] for name in names})
 
+    def parts(self) -> list["Case"]:
+        """Some of the RoIs, one by one: one loss is too few numbers for a rule on errors."""
+        return [self.rows(index) for index in torch.nonzero(self.weights)[-4:]]
+
     def ours(self) -> list[Tensor]:
-        """The loss and its gradients by features, weight and bias."""
+        """The loss, of all RoIs and then of parts, and its gradients by features, weight and bias."""
+        loss, leaves = self._loss()
+        grads = torch.autograd.grad(loss, leaves)
+        losses = [loss, *(case._loss()[0] for case in self.parts())]
+        return [torch.stack(losses).detach(), *grads]
+
+    def _loss(self) -> tuple[Tensor, list[Tensor]]:
         leaves = [each.detach().requires_grad_() for each in (self.features, self.weight, self.bias)]
         targets = (self.boxes, self.gt_masks, self.gt_index, self.weights, self.sampling_ratio)
-        loss = mask_predict_loss(*leaves, self.labels, *targets)
-        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+        return mask_predict_loss(*leaves, self.labels, *targets), leaves
 
     def ours_predicted(self, grad: Tensor) -> list[Tensor]:
         """The probabilities, and gradients as above for `grad` [K, M, M] of them."""
@@ -47,6 +56,11 @@ class Case:
 
     def truth(self, precision: torch.dtype) -> list[Tensor]:
         """What `ours` is to be, computed in `precision`, from RoIs with weight."""
+        loss, leaves = self._true_loss(precision)
+        losses = [loss, *(case._true_loss(precision)[0] for case in self.parts())]
+        return [torch.stack(losses).detach(), *torch.autograd.grad(loss, leaves)]
+
+    def _true_loss(self, precision: torch.dtype) -> tuple[Tensor, list[Tensor]]:
         leaves, logits = self._logits(precision)
         size = logits.shape[-1]
         used = torch.nonzero(self.weights)[:, 0]
@@ -55,8 +69,7 @@ class Case:
         targets = torchvision.ops.roi_align(masks, rois, (size, size), 1.0, self.sampling_ratio, False)[:, 0]
         entropy = binary_cross_entropy_with_logits(logits[used], targets, reduction="none").mean(dim=(1, 2))
         weights = self.weights[used].to(precision)
-        loss = (entropy * weights).sum() / weights.sum()
-        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+        return (entropy * weights).sum() / weights.sum(), leaves
 
     def truth_predicted(self, grad: Tensor, precision: torch.dtype) -> list[Tensor]:
         """What `ours_predicted` is to be."""

@@ -85,6 +85,7 @@ def bucket_rois(
         **pooling,
         ALIGNED=aligned,
         BLOCK=BLOCK,
+        enable_fp_fusion=False,  # the samples of a bin are counted as in the forward pass
     )
     segment, order = torch.sort(segment, stable=True)
     segments = levels["LEVELS"] * levels["num_images"] + 1

@@ -12,14 +12,14 @@ from kernels.gpu.roi_shares import place_of_part
 
 
 def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Blocks of at most the channels there are, and of four channels a thread, two in float64.
+    """Blocks of four channels a thread, two in float64, or of all channels where there are fewer.
 
     More channels of 16 bits would be read 16 bytes at a time, but eight sums for each thread take too many registers.
     """
     grad = arguments.get("grad_ptr")
     row = 64 if grad is not None and grad.element_size() == 8 else 128
     widest = min(row, triton.next_power_of_2(arguments["CHANNELS"]))
-    fitting = [config for config in configs if config.kwargs["BLOCK_C"] <= widest]
+    fitting = [config for config in configs if config.kwargs["BLOCK_C"] == widest]
     return fitting or [min(configs, key=lambda config: config.kwargs["BLOCK_C"])]
 
 

@@ -107,7 +107,7 @@ def minimum_areas(scales: tuple[float, ...], canonical_scale: float, canonical_l
     finest, coarsest = (-math.log2(scales[0]), -math.log2(scales[-1]))
     levels = torch.arange(1, len(scales), dtype=torch.float32, device="cpu") + int(finest)
     low = torch.zeros(len(scales) - 1, dtype=torch.int32, device="cpu")
-    high = torch.full_like(low, torch.tensor(math.inf, device="cpu").view(torch.int32).item())
+    high = torch.full_like(low, torch.tensor(math.inf, dtype=torch.float32, device="cpu").view(torch.int32).item())
     for _ in range(31):
         middle = low + (high - low) // 2
         reached = _level(middle.view(torch.float32), canonical_scale, canonical_level).clamp(max=coarsest) >= levels

@@ -93,8 +93,11 @@ def configuration(kernel: Autotuner, grid: Any, tensors: Sequence[Any], argument
     if chosen is None and _capturing():
         return fitting[0]  # and not remembered, so that a later launch may choose
     if chosen is None:
-        with _ONE_AT_A_TIME:
-            chosen = kernel.cache.get((device, key)) or _fastest(kernel, grid, tensors, arguments, fitting, key)
+        try:
+            with _ONE_AT_A_TIME:
+                chosen = kernel.cache.get((device, key)) or _fastest(kernel, grid, tensors, arguments, fitting, key)
+        except torch.OutOfMemoryError:  # measuring takes memory of its own
+            return fitting[0]
     kernel.cache[device, key] = chosen
     return chosen
 

@@ -21,10 +21,11 @@ def test_mask_predict_loss(dtype: torch.dtype, form: str) -> None:
     assert not bool(unwritten(seen[1]).any())
     assert not bool(seen[1][[1, 3]].any())
     case.check([seen[0], seen[1][used], *seen[2:]], truth, plain)
-    names = [launch.kernel for launch in record.launches]
+    launches = record.launches[:4]  # then losses of parts
+    names = [launch.kernel for launch in launches]
     assert names == ["_logits_kernel", "_loss_kernel", "_class_gradient_kernel", "_class_sum_kernel"]
     features = case.features.numel() * case.features.element_size()
-    logits, _, gradient, _ = (launch.counters for launch in record.launches)
+    logits, _, gradient, _ = (launch.counters for launch in launches)
     assert logits.dram_bytes < 1.5 * features  # read once; of 7 RoIs the rest is no small part
     assert gradient.dram_bytes < 2.5 * features  # read once, written once
 
