@@ -94,7 +94,7 @@ def _loss_kernel(
             logit = tl.load(logits + cell_y * stride_h, mask=inside, other=0.0).to(dtype)
             target = mean_of_samples(masks, y_grid, x_grid, cell_y, cell_x, inside, RATIO, BOUNDED)
             small = tl.exp(-tl.abs(logit))
-            entropy = tl.where(inside, tl.maximum(logit, 0.0) - logit * target + log1p(small), 0.0)
+            entropy = tl.where(inside, tl.fma(-logit, target, tl.maximum(logit, 0.0)) + log1p(small), 0.0)
             probability = tl.where(logit >= 0, 1.0, small) / (1.0 + small)
             row = roi * SIZE + cell_y
             tl.store(residual_ptr + row * SIZE + cell_x, (probability - target) * scale, mask=inside)
@@ -260,6 +260,7 @@ def _mask_loss(
             RATIO=max(sampling_ratio, 0),
             BOUNDED=extents is not None,
             COUNTED=counted,
+            enable_fp_fusion=False,
         )
     return losses.sum(), residual, None if counts is None else counts.sum((0, 1))
 

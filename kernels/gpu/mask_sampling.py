@@ -4,6 +4,8 @@ The cells of a row share their position along y, which is then a number and not 
 at most a pixel apart: a pixel row's samples along x are summed while two neighbouring pixels slide along, each pixel
 read once, for ROWS pixel rows together; a row counts what the samples along y give it. That is S (S + 1) reads for the
 S x S samples of a cell and not 4 S S. A fixed number of samples may lie any way apart, and each reads its four pixels.
+
+Where a multiplication and an addition are one is written down, for kernels whose compiler is told to fuse no others.
 """
 
 import triton
@@ -50,8 +52,9 @@ def _sum_of_few(masks, y_grid, x_grid, cell_y, cell_x, inside, RATIO: tl.constex
             v01 = _pixel(masks, top, left + 1, right, BOUNDED).to(x.dtype)
             v10 = _pixel(masks, top + 1, left, counts & below, BOUNDED).to(x.dtype)
             v11 = _pixel(masks, top + 1, left + 1, right & below, BOUNDED).to(x.dtype)
-            total += (1.0 - y_fraction) * ((1.0 - x_fraction) * v00 + x_fraction * v01)
-            total += y_fraction * ((1.0 - x_fraction) * v10 + x_fraction * v11)
+            upper = tl.fma(x_fraction, v01, (1.0 - x_fraction) * v00)
+            lower = tl.fma(x_fraction, v11, (1.0 - x_fraction) * v10)
+            total = tl.fma(y_fraction, lower, tl.fma(1.0 - y_fraction, upper, total))
     return total
 
 
@@ -85,7 +88,8 @@ def _sum_of_many(masks, y_grid, x_grid, cell_y, cell_x, inside, BOUNDED: tl.cons
             value = _pixel(masks, row[:, None], left[None, :] + 1, there, BOUNDED).to(total.dtype)
             left_value = tl.where(moved[None, :], right_value, left_value)
             right_value = tl.where(moved[None, :], value, right_value)
-            sums += tl.where(counts, 1.0 - fraction, 0.0)[None, :] * left_value + fraction[None, :] * right_value
+            sums = tl.fma(tl.where(counts, 1.0 - fraction, 0.0)[None, :], left_value, sums)
+            sums = tl.fma(fraction[None, :], right_value, sums)
         total += tl.sum(sums * weight[:, None], 0)
     return total
 

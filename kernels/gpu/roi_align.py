@@ -321,6 +321,7 @@ def roi_align(
                 tensors,
                 BLOCK_X=32,  # a warp's lanes, so that columns are exchanged within it; the same in all configurations
                 BLOCK_W=triton.next_power_of_2(width),
+                enable_fp_fusion=False,
                 **arguments,
             )
     return out
