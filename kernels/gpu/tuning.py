@@ -70,7 +70,7 @@ def launch(kernel: Any, grid: Any, tensors: Sequence[Any], **arguments: Any) -> 
     Args:
         kernel: what `tuned` made, or a kernel with nothing to choose.
         grid: as Triton takes it, a tuple or a function of the arguments.
-        tensors: the kernel's leading arguments: tensors, or tuples of them.
+        tensors: the kernel's leading arguments: tensors, tuples of them, or None for one that a constant leaves unused.
         arguments: the rest, and compiler options.
     """
     if isinstance(kernel, Autotuner):
@@ -151,16 +151,19 @@ def benchmark(call: Callable[[], None]) -> float:
     return milliseconds
 
 
-def _copy(tensor: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+def _copy(tensor: Tensor | tuple[Tensor, ...] | None) -> Tensor | tuple[Tensor, ...] | None:
+    if tensor is None:
+        return None
     return tuple(each.clone() for each in tensor) if isinstance(tensor, tuple) else tensor.clone()
 
 
 def key_of(kernel: Autotuner, tensors: Sequence[Any], arguments: Mapping[str, Any]) -> Key:
-    """The values of a kernel's key in a launch, and the dtypes of its tensors."""
-    return *[arguments[name] for name in kernel.keys], *[each.dtype for each in _flat(tensors)]
+    """The values of a kernel's key in a launch, and the dtypes of its tensors, None for one that is not there."""
+    dtypes = [None if each is None else each.dtype for each in _flat(tensors)]
+    return *[arguments[name] for name in kernel.keys], *dtypes
 
 
-def _flat(tensors: Sequence[Any]) -> Iterator[Tensor]:
+def _flat(tensors: Sequence[Any]) -> Iterator[Tensor | None]:
     for each in tensors:
         if isinstance(each, tuple):
             yield from each

@@ -134,11 +134,12 @@ def test_pruning_is_plain_python(kernel: Autotuner, monkeypatch: pytest.MonkeyPa
 def test_every_configuration_can_be_taken(kernel: Autotuner) -> None:
     """By some launch: what pruning always removes would never be tuned."""
     taken: set[str] = set()
-    for channels, size, flag, dtype in product((16, 64, 256, 1024), (7, 28, 64), (False, True), DTYPES):
+    for channels, size, flag, dtype in product((16, 64, 256, 1024), (7, 14, 28, 64), (False, True), DTYPES):
         arguments: dict[str, Any] = dict.fromkeys(kernel.arg_names, channels)
         arguments |= {argument: torch.empty(1, dtype=dtype) for argument in arguments if argument.endswith("_ptr")}
         arguments |= dict.fromkeys(FLAGS & set(arguments), flag)
-        arguments |= {argument: size for argument in arguments if argument == "SIZE"}
+        sizes = {"SIZE": size, "BLOCK_H": triton.next_power_of_2(size)}
+        arguments |= {argument: value for argument, value in sizes.items() if argument in arguments}
         taken |= {str(config) for config in tuning.pruned_configs(kernel, (), arguments)}
     assert taken == {str(config) for config in kernel.configs}
 
@@ -167,7 +168,14 @@ def test_one_more_of_anything_in_a_bucket_is_the_same_key(monkeypatch: pytest.Mo
             kernels.mask_loss(logits, none, boxes, masks, none).backward()
             weight, bias = torch.zeros(3, 16, requires_grad=True), torch.zeros(3)
             kernels.mask_predict_loss(logits, weight, bias, none, boxes, masks, none).backward()
+            vertices, offsets = torch.zeros(3 * number, 2), torch.arange(number + 1)
+            polygons = kernels.Polygons(vertices, 3 * offsets, offsets, 9, 9)
+            kernels.mask_loss_with_counts(logits, none, boxes, polygons, none)
+            kernels.rasterize_polygons(polygons)
             kernels.paste_masks(boxes.new_zeros(number, 4, 4), boxes, (20, 20))
+            kernels.mask_runs(boxes.new_zeros(number, 4, 4), boxes, (20, 20))
+            kernels.decode_boxes(boxes[None], boxes, boxes[None, :, 0], torch.ones(1, 2))
+            kernels.decode_keypoints(boxes.new_zeros(number, 1, 4, 4), boxes)
             kernels.match_boxes(boxes, boxes[None], torch.tensor([number]))
         return list(keys)
 
