@@ -25,7 +25,7 @@ from bench.cases import SCALES, Pyramid, proposals, rpn_boxes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMATS = (torch.channels_last, torch.contiguous_format)
-CLASSES, MASK_SIZE = 80, 28
+CLASSES, MASK_SIZE, KEYPOINTS = 80, 28, 17
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ def cases(device: torch.device, pyramid: Pyramid, rois_per_image: Sequence[int],
                 yield Case(name, partial(_pool, device, pyramid, number, size, dtype, layout))
             yield Case(f"masks, {dtype}, {layout}", partial(_masks, device, pyramid, mask_rois, dtype, layout))
         yield Case(f"masks in blocks, {dtype}", partial(_masks, device, pyramid, mask_rois, dtype, None))
+        yield Case(f"keypoints, {dtype}", partial(_keypoints, device, pyramid, mask_rois, dtype))
+        yield Case(f"boxes out of offsets, {dtype}", partial(_offsets, device, pyramid, dtype))
     yield Case("boxes", partial(_boxes, device, pyramid))
 
 
@@ -89,11 +91,16 @@ def _pool(
 def _masks(
     device: torch.device, pyramid: Pyramid, number: int, dtype: torch.dtype, layout: torch.memory_format | None
 ) -> None:
-    """The mask branch's loss in both forms, its prediction, and pasting; without a layout features come in blocks."""
+    """The mask branch's loss in both forms, its prediction, pasting and encoding; without a layout features come in
+    blocks.
+    """
     boxes = proposals(pyramid, number)[:, 1:].to(device)
     labels = torch.randint(CLASSES, (len(boxes),), device=device)
     masks = torch.ones((pyramid.images * 15, pyramid.height, pyramid.width), dtype=torch.uint8, device=device)
-    targets = (labels, boxes, masks, labels % len(masks))
+    index = labels % len(masks)
+    targets = (labels, boxes, masks, index)
+    polygons = _polygons(device, pyramid)
+    forms: list[Tensor | kernels.PackedMasks | kernels.Polygons] = [masks, kernels.pack_masks(masks), polygons]
 
     def leaf(*shape: int) -> Tensor:
         tensor = torch.randn(shape, dtype=dtype, device=device)
@@ -105,8 +112,9 @@ def _masks(
     else:
         features = leaf(len(boxes), pyramid.channels, MASK_SIZE, MASK_SIZE)
         logits = leaf(len(boxes), CLASSES, MASK_SIZE, MASK_SIZE)
-        for ratio in (2, -1):
-            _differentiate(kernels.mask_loss(logits, *targets, sampling_ratio=ratio), [logits])
+        for ratio, form in product((2, -1), forms):
+            _differentiate(kernels.mask_loss(logits, labels, boxes, form, index, sampling_ratio=ratio), [logits])
+            kernels.mask_loss_with_counts(logits, labels, boxes, form, index, sampling_ratio=ratio)
     _differentiate(kernels.mask_predict_loss(features, weight, bias, *targets), [features, weight, bias])
     with torch.no_grad():
         probabilities = kernels.mask_predict(features, weight, bias, labels)[:100]
@@ -114,6 +122,41 @@ def _masks(
         for threshold in (0.5, None):
             kernels.paste_masks(probabilities, boxes[:100], image, threshold)
             kernels.paste_masks(probabilities, boxes[:100], image, threshold, "centers")
+        kernels.mask_runs(probabilities, boxes[:100], image)
+        kernels.mask_runs(probabilities, boxes[:100], image, rule="centers")
+        kernels.rasterize_polygons(polygons)
+
+
+def _polygons(device: torch.device, pyramid: Pyramid) -> kernels.Polygons:
+    """15 objects an image, each with an outline of 60 corners."""
+    boxes = proposals(pyramid, 15)[:, 1:].double()
+    angle = torch.linspace(0, 2 * torch.pi, 61, dtype=torch.float64)[:60]
+    circle = torch.stack([angle.cos(), angle.sin()], dim=1) / 2
+    vertices = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2 + circle * (boxes[:, None, 2:] - boxes[:, None, :2])
+    instances = torch.arange(len(boxes) + 1, device=device)
+    return kernels.Polygons(
+        vertices.flatten(0, 1).to(device), instances * len(circle), instances, pyramid.height, pyramid.width
+    )
+
+
+def _keypoints(device: torch.device, pyramid: Pyramid, number: int, dtype: torch.dtype) -> None:
+    boxes = proposals(pyramid, number)[:, 1:].to(device)
+    heatmaps = torch.randn((len(boxes), KEYPOINTS, 56, 56), dtype=dtype, device=device)
+    kernels.decode_keypoints(heatmaps, boxes)
+
+
+def _offsets(device: torch.device, pyramid: Pyramid, dtype: torch.dtype) -> None:
+    """The RPN's in training and inference, and those of each class, whose scores a softmax has made float32."""
+    images = pyramid.images
+    sizes = torch.tensor([[pyramid.height, pyramid.width]] * images, device=device)
+    for number in (1_000, 2_000):
+        anchors = rpn_boxes(5, number)[0].to(device)
+        offsets = torch.randn((images, 5, number, 4), dtype=dtype, device=device)
+        kernels.decode_boxes(offsets, anchors, offsets[..., 0], sizes)
+    proposed = rpn_boxes(images, 1_000)[0][:, None].to(device)
+    offsets = torch.randn((images, 1_000, CLASSES, 4), dtype=dtype, device=device).transpose(1, 2)
+    counts = torch.full((images,), 1_000, device=device)
+    kernels.decode_boxes(offsets, proposed, offsets[..., 0].float().sigmoid(), sizes, counts, (10.0, 10.0, 5.0, 5.0))
 
 
 def _boxes(device: torch.device, pyramid: Pyramid) -> None:
