@@ -46,16 +46,20 @@ def rois() -> Tensor:
     return torch.cat([torch.zeros(4, 1), some_boxes(4, 60)], dim=1)
 
 
-def roi_align(dtype: torch.dtype, memory_format: torch.memory_format, ratio: int, channels: int) -> list[Tensor]:
+def roi_align(
+    dtype: torch.dtype, memory_format: torch.memory_format, ratio: int, channels: int, size: int = 7
+) -> list[Tensor]:
     levels = [leaf(some(1, channels, 16 >> level, 20 >> level, seed=level), dtype, memory_format) for level in range(2)]
     return with_gradients(
-        kernels.multiscale_roi_align(levels, rois(), 7, [1 / 4, 1 / 8], ratio, canonical_scale=32, canonical_level=2),
+        kernels.multiscale_roi_align(
+            levels, rois(), size, [1 / 4, 1 / 8], ratio, canonical_scale=32, canonical_level=2
+        ),
         *levels,
     )
 
 
 def roi_pool(memory_format: torch.memory_format) -> list[Tensor]:
-    features = leaf(some(1, 256, 16, 20), memory_format=memory_format)
+    features = leaf(some(1, 512, 16, 20), memory_format=memory_format)
     return with_gradients(kernels.roi_pool(features, rois(), 7, 1 / 4), features)
 
 
@@ -90,6 +94,34 @@ def paste_masks(threshold: float | None, rule: Any) -> list[Tensor]:
     return [kernels.paste_masks(some(3, 28, 28).sigmoid(), some_boxes(3, 90), (90, 70), threshold, rule)]
 
 
+def mask_runs(rule: Any) -> list[Tensor]:
+    return list(kernels.mask_runs(some(3, 28, 28).sigmoid(), some_boxes(3, 90), (90, 70), 0.5, rule))
+
+
+def polygons() -> kernels.Polygons:
+    """Two instances, of two parts and of one with twelve corners each, on more rows than the longest block has."""
+    vertices = some(36, 2).abs() * torch.tensor([40.0, 80.0])
+    return kernels.Polygons(vertices, torch.tensor([0, 12, 24, 36]), torch.tensor([0, 2, 3]), 150, 90)
+
+
+def mask_loss_of_polygons() -> list[Tensor]:
+    logits = leaf(some(4, 6, 28, 28))
+    boxes, _, index = mask_targets()
+    loss, counts = kernels.mask_loss_with_counts(logits, torch.tensor([5, 0, 3, 3]), boxes, polygons(), index)
+    return [loss.detach(), *counts, *torch.autograd.grad(loss, logits)]
+
+
+def decode_boxes(counts: Tensor | None) -> list[Tensor]:
+    scores = some(2, 2, 300, seed=1)
+    sizes = torch.tensor([[60, 50], [40, 60]])
+    weights = (10.0, 10.0, 5.0, 5.0)
+    return list(kernels.decode_boxes(some(2, 2, 300, 4), some_boxes(300, 60), scores, sizes, counts, weights, 1.0, 0.1))
+
+
+def decode_keypoints() -> list[Tensor]:
+    return list(kernels.decode_keypoints(some(2, 2, 14, 14), torch.tensor([[3.2, 1.1, 140.7, 30.3], [2, 5, 41, 50]])))
+
+
 def match_boxes() -> list[Tensor]:
     gt_boxes = torch.stack([some_boxes(30, 60, seed) for seed in range(2)])
     return list(kernels.match_boxes(some_boxes(300, 60, 5), gt_boxes, torch.tensor([30, 7])))
@@ -98,6 +130,8 @@ def match_boxes() -> list[Tensor]:
 CASES: dict[str, Callable[[], list[Tensor]]] = {
     "roi_align, channels last": lambda: roi_align(torch.float32, LAST, 2, 256),
     "roi_align, channels last, bfloat16": lambda: roi_align(torch.bfloat16, LAST, 2, 256),
+    "roi_align, channels last, 14 x 14": lambda: roi_align(torch.float32, LAST, 2, 128, 14),
+    "roi_align, channels last, 14 x 14, bfloat16": lambda: roi_align(torch.bfloat16, LAST, 2, 128, 14),
     "roi_align, channels last, adaptive, few channels": lambda: roi_align(torch.float32, LAST, -1, 40),
     "roi_align, contiguous": lambda: roi_align(torch.float32, FIRST, 2, 64),
     "roi_align, contiguous, adaptive, bfloat16": lambda: roi_align(torch.bfloat16, FIRST, -1, 64),
@@ -111,14 +145,19 @@ CASES: dict[str, Callable[[], list[Tensor]]] = {
     "mask_predict, contiguous": lambda: mask_predict("first"),
     "paste_masks": lambda: paste_masks(None, "torchvision"),
     "paste_masks, at centers, thresholded": lambda: paste_masks(0.5, "centers"),
+    "mask_runs": lambda: mask_runs("torchvision"),
+    "mask_runs, at centers": lambda: mask_runs("centers"),
+    "rasterize_polygons": lambda: [kernels.rasterize_polygons(polygons()).bits],
+    "mask_loss of polygons, with counts": mask_loss_of_polygons,
+    "decode_boxes": lambda: decode_boxes(None),
+    "decode_boxes, counted": lambda: decode_boxes(torch.tensor([300, 70])),
+    "decode_keypoints": decode_keypoints,
     "match_boxes": match_boxes,
 }
 
 
 # Where sums are taken in an order that the configuration gives, or products and sums are left for ptxas to fuse.
 NOT_YET = {
-    "mask_loss": "a RoI's loss is summed a block at a time",
-    "mask_loss, adaptive, channels last, bfloat16": "a RoI's loss is summed a block at a time",
     "mask_predict, blocks": "channels, cells and RoIs are summed a block at a time",
     "mask_predict, channels last": "channels, cells and RoIs are summed a block at a time",
     "mask_predict, contiguous": "channels, cells and RoIs are summed a block at a time",
