@@ -52,7 +52,8 @@ def pack_masks(masks: Tensor) -> PackedMasks:
     words = -(-width // WORD)
     if words == 0:
         return PackedMasks(masks.new_zeros((number, height, 0), dtype=torch.int32), width)
-    whole = torch.nn.functional.pad((masks != 0).to(torch.uint8), (0, words * WORD - width))
+    whole = masks.new_zeros((number, height, words * WORD), dtype=torch.uint8)
+    whole[..., :width] = masks != 0
     value = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=masks.device)
     parts = (whole.view(number, height, words * WORD // 8, 8) * value).sum(dim=3, dtype=torch.uint8)
     return PackedMasks(parts.view(torch.int32), width)
@@ -67,7 +68,7 @@ def unpacked_words(bits: Tensor) -> Tensor:
     """The pixels [..., 32 words] in uint8 of words [..., words]."""
     parts = bits.contiguous().view(torch.uint8)
     shift = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return ((parts[..., None] >> shift) & 1).flatten(-2)
+    return (torch.bitwise_right_shift(parts[..., None], shift) & 1).flatten(-2)
 
 
 def polygons_from_coco(segmentations: Sequence[Sequence[Sequence[float]]], height: int, width: int) -> Polygons:

@@ -1,7 +1,7 @@
 """A call of each public function for a number of boxes, RoIs or the like, in a dtype of features."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,12 +16,14 @@ class Call:
 
     Attributes:
         counts: which of the tensors have the number as their first size. large: which hold features, or the like.
+        operations: how many of ours the function calls, forward.
     """
 
     function: Callable[..., Any]
     tensors: tuple[Tensor, ...]
     counts: tuple[int, ...]
     large: tuple[int, ...]
+    operations: int = 1
 
     def differentiate(self, function: Callable[..., Any]) -> list[Tensor]:
         """The results of `function`, and the gradients of the tensors that want one."""
@@ -99,6 +101,56 @@ def mask_loss(number: int, dtype: torch.dtype) -> Call:
     return Call(kernels.mask_loss, (logits, torch.arange(number) % 3, *_targets(number)), (0, 1, 2, 4, 5), (0, 3))
 
 
+def mask_loss_with_counts(number: int, dtype: torch.dtype) -> Call:
+    call = mask_loss(number, dtype)
+
+    def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+        loss, counts = kernels.mask_loss_with_counts(*tensors)
+        return loss, *counts
+
+    return replace(call, function=function)
+
+
+def mask_loss_of_packed_masks(number: int, dtype: torch.dtype) -> Call:
+    call = mask_loss(number, dtype)
+    logits, labels, boxes, masks, *rest = call.tensors
+
+    def function(logits: Tensor, labels: Tensor, boxes: Tensor, bits: Tensor, *rest: Tensor) -> Tensor:
+        return kernels.mask_loss(logits, labels, boxes, kernels.PackedMasks(bits, 11), *rest)
+
+    return replace(call, function=function, tensors=(logits, labels, boxes, kernels.pack_masks(masks).bits, *rest))
+
+
+def mask_loss_of_polygons(number: int, dtype: torch.dtype) -> Call:
+    logits, labels, boxes, _, *rest = mask_loss(number, dtype).tensors
+
+    def function(*tensors: Tensor) -> Tensor:
+        polygons = kernels.Polygons(*tensors[5:], 13, 11)
+        return kernels.mask_loss(*tensors[:3], polygons, *tensors[3:5])
+
+    polygons = (_random(6, 2).abs() * 6, torch.tensor([0, 3, 6]), torch.tensor([0, 1, 2]))
+    return Call(function, (logits, labels, boxes, *rest, *polygons), (0, 1, 2, 3, 4), (0,), operations=2)
+
+
+def rasterize_polygons(number: int, dtype: torch.dtype) -> Call:
+    """A polygon of so many vertices, which pycocotools takes in float64."""
+
+    def function(*tensors: Tensor) -> Tensor:
+        return kernels.rasterize_polygons(kernels.Polygons(*tensors, 13, 40)).bits
+
+    tensors = (_random(number, 2).double().abs() * 12, torch.tensor([0, number]), torch.tensor([0, 1]))
+    return Call(function, tensors, (0,), (0,))
+
+
+def pack_masks(number: int, dtype: torch.dtype) -> Call:
+    return Call(lambda masks: kernels.pack_masks(masks).bits, (_random(number, 5, 40) > 0,), (0,), (), operations=0)
+
+
+def unpack_masks(number: int, dtype: torch.dtype) -> Call:
+    bits = kernels.pack_masks(_random(number, 5, 40) > 0).bits
+    return Call(lambda bits: kernels.unpack_masks(kernels.PackedMasks(bits, 40)), (bits,), (0,), (), operations=0)
+
+
 def _class_logits(number: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     features, weight, bias = _random(number, 5, 4, 4), _random(3, 5, seed=1), _random(3, seed=2)
     leaves = [each.to(dtype).requires_grad_() for each in (features, weight, bias)]
@@ -117,6 +169,24 @@ def mask_predict_loss(number: int, dtype: torch.dtype) -> Call:
 def paste_masks(number: int, dtype: torch.dtype) -> Call:
     masks = _random(number, 5, 5).sigmoid().to(dtype)
     return Call(lambda masks, boxes: kernels.paste_masks(masks, boxes, (16, 18)), (masks, _boxes(number)), (0, 1), (0,))
+
+
+def mask_runs(number: int, dtype: torch.dtype) -> Call:
+    masks = _random(number, 5, 5).sigmoid().to(dtype)
+    return Call(lambda masks, boxes: kernels.mask_runs(masks, boxes, (16, 18)), (masks, _boxes(number)), (0, 1), (0,))
+
+
+def decode_boxes(number: int, dtype: torch.dtype) -> Call:
+    tensors = (_random(number, 2, 6, 4).to(dtype), _boxes(6), _random(number, 2, 6), torch.full((number, 2), 16))
+
+    def function(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.decode_boxes(*tensors, min_size=1.0, score_threshold=0.1)
+
+    return Call(function, (*tensors, torch.arange(number) % 7), (0, 2, 3, 4), (0,))
+
+
+def decode_keypoints(number: int, dtype: torch.dtype) -> Call:
+    return Call(kernels.decode_keypoints, (_random(number, 2, 4, 5).to(dtype), _boxes(number)), (0, 1), (0,))
 
 
 def match_boxes(number: int, dtype: torch.dtype) -> Call:
@@ -139,9 +209,18 @@ PUBLIC_FUNCTIONS: dict[str, Callable[[int, torch.dtype], Call]] = {
         batched_nms,
         segmented_nms,
         mask_loss,
+        mask_loss_with_counts,
+        mask_loss_of_packed_masks,
+        mask_loss_of_polygons,
+        rasterize_polygons,
+        pack_masks,
+        unpack_masks,
         mask_predict,
         mask_predict_loss,
         paste_masks,
+        mask_runs,
+        decode_boxes,
+        decode_keypoints,
         match_boxes,
     )
 }
