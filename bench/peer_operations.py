@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 import torchvision
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, grid_sample
-from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torch.nn.functional import binary_cross_entropy_with_logits, conv2d
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 from torchvision.ops.poolers import LevelMapper
 
 
@@ -92,6 +93,49 @@ def match_boxes(anchors: Tensor, gt_boxes: Tensor, gt_counts: Tensor) -> tuple[T
     return index, best, forced
 
 
+def decode_boxes(
+    offsets: Tensor,
+    anchors: Tensor,
+    scores: Tensor,
+    image_sizes: Tensor,
+    counts: Tensor,
+    *,
+    weights: tuple[float, float, float, float],
+    min_size: float = 0.0,
+    score_threshold: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Image by image what `BoxCoder`, `clip_boxes_to_image` and `remove_small_boxes` give, a segment a class.
+
+    Args:
+        offsets: [B, N, C, 4]. anchors: [B, N, 4]. scores: [B, N, C].
+
+    Returns:
+        Boxes [B, C, N, 4] and scores [B, C, N].
+    """
+    images, number, classes, _ = offsets.shape
+    boxes = offsets.new_zeros((images, classes, number, 4))
+    left = torch.full((images, classes, number), float("-inf"), dtype=scores.dtype)
+    for image, (height, width) in enumerate(image_sizes.tolist()):
+        decoded = BoxCoder(weights).decode(offsets[image].flatten(1), [anchors[image]])
+        clipped = torchvision.ops.clip_boxes_to_image(decoded.view(number, classes, 4), (height, width))
+        boxes[image] = clipped.transpose(0, 1)
+        flat, of_image = boxes[image].flatten(0, 1), scores[image].t().flatten()
+        kept = torchvision.ops.remove_small_boxes(flat, min_size)
+        kept = kept[(of_image[kept] > score_threshold) & (kept % max(number, 1) < counts[image])]
+        left[image].view(-1)[kept] = of_image[kept]
+    return boxes, left
+
+
+def decode_keypoints(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """torchvision's, which has float32 whatever it is given, with zeros for boxes that are not finite."""
+    usable = torch.nonzero(torch.isfinite(boxes).all(dim=1))[:, 0]
+    keypoints = torch.zeros((*heatmaps.shape[:2], 3))
+    scores = torch.zeros(heatmaps.shape[:2])
+    if len(usable):
+        keypoints[usable], scores[usable] = heatmaps_to_keypoints(heatmaps[usable], boxes[usable])
+    return keypoints, scores
+
+
 def mask_loss(
     logits: Tensor,
     labels: Tensor,
@@ -105,13 +149,33 @@ def mask_loss(
     used = torch.nonzero(weights)[:, 0]
     if not len(used):
         return logits.sum() * 0
-    size = logits.shape[-1]
-    rois = torch.cat([gt_index[used, None].to(boxes.dtype), boxes[used]], dim=1)
-    masks = gt_masks[:, None].to(logits.dtype)
-    targets = roi_align(masks, rois, (size, size), 1.0, sampling_ratio, False)[:, 0]
+    targets = mask_targets(boxes[used], gt_masks, gt_index[used], logits.shape[-1], sampling_ratio).to(logits.dtype)
     entropy = binary_cross_entropy_with_logits(logits[used, labels[used]], targets, reduction="none")
     chosen = weights[used].to(logits.dtype)
     return (entropy.mean(dim=(1, 2)) * chosen).sum() / chosen.sum()
+
+
+def mask_targets(boxes: Tensor, gt_masks: Tensor, gt_index: Tensor, size: int, sampling_ratio: int) -> Tensor:
+    """What the loss compares each RoI's logits with [K, M, M], in the dtype of the boxes."""
+    rois = torch.cat([gt_index[:, None].to(boxes.dtype), boxes], dim=1)
+    return roi_align(gt_masks[:, None].to(boxes.dtype), rois, (size, size), 1.0, sampling_ratio, False)[:, 0]
+
+
+def mask_counts(
+    logits: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    gt_masks: Tensor,
+    gt_index: Tensor,
+    weights: Tensor,
+    sampling_ratio: int,
+) -> Tensor:
+    """Cells of RoIs with weight: all, positive, falsely positive, falsely negative [4], as Detectron2 counts them."""
+    used = torch.nonzero(weights)[:, 0]
+    targets = mask_targets(boxes[used], gt_masks, gt_index[used], logits.shape[-1], sampling_ratio)
+    positive, predicted = targets >= 0.5, logits[used, labels[used]] > 0
+    number = torch.tensor(positive.numel())
+    return torch.stack([number, positive.sum(), (predicted & ~positive).sum(), (~predicted & positive).sum()])
 
 
 def class_logits(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -120,31 +184,3 @@ def class_logits(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor)
         features = features.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
     of_all = conv2d(features, weight[:, :, None, None], bias)
     return of_all[torch.arange(len(labels)), labels]
-
-
-def paste_masks(
-    masks: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float | None, rule: str
-) -> Tensor:
-    """torchvision's `paste_masks_in_image`, or `grid_sample` at the centres of pixels as Detectron2 uses it."""
-    usable = torch.isfinite(boxes).all(dim=1)
-    pasted = masks.new_zeros((len(masks), *image_size))
-    if bool(usable.any()):
-        paste = _paste_by_integer_box if rule == "torchvision" else _paste_by_pixel_centers
-        pasted[usable] = paste(masks[usable], boxes[usable], image_size)
-    if threshold is None:
-        return pasted
-    return pasted > threshold if rule == "torchvision" else pasted >= threshold
-
-
-def _paste_by_integer_box(masks: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    pasted: Tensor = paste_masks_in_image(masks[:, None], boxes, image_size)[:, 0]
-    return pasted
-
-
-def _paste_by_pixel_centers(masks: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    left, top, right, bottom = boxes[:, :, None].unbind(dim=1)
-    y = (torch.arange(image_size[0], dtype=boxes.dtype) + 0.5 - top) / (bottom - top) * 2 - 1
-    x = (torch.arange(image_size[1], dtype=boxes.dtype) + 0.5 - left) / (right - left) * 2 - 1
-    shape = (len(boxes), *image_size)
-    grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=3)
-    return grid_sample(masks[:, None], grid, align_corners=False)[:, 0]

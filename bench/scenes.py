@@ -120,6 +120,31 @@ class Scene:
         inside: Tensor = (y / (0.1 + radius[:, 0] / 2)) ** 2 + (x / (0.1 + radius[:, 1] / 2)) ** 2 < 1
         return (inside ^ (torch.rand(inside.shape, generator=generator) < 0.02)).to(torch.uint8)
 
+    @cached_property
+    def polygons(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ground truth: vertices [P, 2], float32, offsets of parts and of instances, as `kernels.Polygons` has them.
+
+        An instance has one to three parts, which cross themselves, overlap, are tiny or partly outside; of every second
+        part the vertices are on tenths of a pixel.
+        """
+        generator = _generator(16)
+
+        def draw(low: int, high: int, *shape: int) -> Tensor:
+            return torch.randint(low, high, shape, generator=generator)
+
+        parts = draw(1, 4, self.truths)
+        corners = draw(3, 12, int(parts.sum()))
+        extent = torch.tensor([self.pyramid.width, self.pyramid.height])
+        vertices = []
+        for number, count in enumerate(corners.tolist()):
+            center = torch.rand(2, generator=generator) * (extent + 10) - 5
+            scale = (0.7, 3.0, 15.0, 60.0)[int(draw(0, 4))]
+            drawn = center + scale * torch.randn((count, 2), generator=generator)
+            vertices.append((drawn * 10).round() / 10 if number % 2 else drawn)
+        begin = torch.zeros(1, dtype=torch.int64)
+        together = torch.cat(vertices) if vertices else torch.zeros((0, 2))
+        return together, torch.cat([begin, corners.cumsum(0)]), torch.cat([begin, parts.cumsum(0)])
+
     def normal(self, *shape: int, seed: int = 0) -> Tensor:
         """Normally distributed, float32."""
         return torch.randn(shape, generator=_generator(seed))
