@@ -6,7 +6,7 @@ Registers, spills, shared memory, widths of loads and stores, form of atomics. L
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,15 @@ from bench.virtual_gpu.torch_operations import Watch
 TARGETS = {"sm_80": AMPERE, "sm_90": HOPPER, "sm_100": BLACKWELL, "gfx942": MI300}
 MOST_REGISTERS = 128
 HOT_BYTES = 16
+WARP = 32
 WIDTH_WITHOUT_TERMINAL = 200
 
-# Where most bytes are read as rows of channels, by kernel: the arguments whose loads have to be 16 bytes wide in
-# channels-last layout.
+# Where most bytes are read as rows of channels, by kernel: the arguments whose loads have to be as wide as `hot_bytes`
+# says in channels-last layout. What the other kernels of RoIAlign's backward read is the same for all channels.
 HOT_LOADS = {
     "_channels_last_kernel": ("features",),
-    "_gather_kernel": ("grad_ptr",),
+    "gather_kernel": ("grad_ptr",),
+    "_sum_kernel": ("sums_ptr",),
     "_logits_kernel": ("features_ptr",),
     "_class_gradient_kernel": ("features_ptr",),
     "_pool_kernel": ("input_ptr",),
@@ -156,27 +158,42 @@ def examine(launch: Launch, launched_by: str, config: triton.Config | None, targ
     else:
         pointers = [name if isinstance(value, Tensor) else None for name, value in specialized.parameters()]
         demand = of_nvidia(kernel, pointers)
-    hot = HOT_LOADS.get(launch.name, ()) if launch.arguments.get("CHANNELS_LAST", True) else ()
+    hot = hot_bytes(launch, config) if launch.arguments.get("CHANNELS_LAST", True) else {}
     return Row(launch.name, launched_by, told, target, demand, tuple(problems(demand, hot, TARGETS[target])))
+
+
+def hot_bytes(launch: Launch, config: triton.Config | None) -> dict[str, int]:
+    """How many bytes a thread has to load at a time at least, by argument.
+
+    That is 16, but in the gather of RoIAlign's gradient. There a warp owns a block of channels and a thread keeps eight
+    sums for each of its channels, so it has four at most: eight of 16 bits, which would be 16 bytes, spilled. Of
+    narrower blocks, which give small gradients more warps, it has fewer. They have to come in one load.
+    """
+    widths = dict.fromkeys(HOT_LOADS.get(launch.name, ()), HOT_BYTES)
+    if launch.name == "gather_kernel" and config is not None:
+        grad = launch.tensors[launch.kernel.arg_names.index("grad_ptr")]
+        channels = config.kwargs["BLOCK_C"] // (WARP * config.num_warps)
+        widths["grad_ptr"] = min(HOT_BYTES, grad.element_size() * max(channels, 1))
+    return widths
 
 
 def _told(config: triton.Config) -> str:
     return ", ".join(f"{name} {value}" for name, value in config.all_kwargs().items())
 
 
-def problems(demand: Demand, hot: Sequence[str], target: GPUTarget) -> Iterator[str]:
+def problems(demand: Demand, hot: Mapping[str, int], target: GPUTarget) -> Iterator[str]:
     """What must not be. Which argument a load is from is not known on AMD, where hot loads are not judged."""
     if demand.spilled:
         yield f"{demand.spilled} bytes or registers are spilled"
     if demand.registers > MOST_REGISTERS:
         yield f"{demand.registers} registers are more than {MOST_REGISTERS}"
-    for argument in hot if target.backend == "cuda" else ():
+    for argument, least in hot.items() if target.backend == "cuda" else ():
         loads = [each for each in demand.accesses if each.kind == "load" and argument in each.arguments]
-        narrow = sorted({each.opcode for each in loads if each.bytes < HOT_BYTES})
+        narrow = sorted({each.opcode for each in loads if each.bytes < least})
         if not loads:
             yield f"no load of {argument} is found"
         elif narrow:
-            yield f"{argument} is read less than {HOT_BYTES} bytes at a time: {', '.join(narrow)}"
+            yield f"{argument} is read less than {least} bytes at a time: {', '.join(narrow)}"
 
 
 def report(rows: Sequence[Row], console: Console, file: Path | None) -> int:

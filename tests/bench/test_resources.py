@@ -100,8 +100,8 @@ WIDE, NARROW = (
     ],
 )
 def test_problems(demand: Demand, told: str) -> None:
-    assert list(resources.problems(demand, ["input_ptr"], HOPPER)) == ([told] if told else [])
-    assert list(resources.problems(Demand(20, 0, 0, (NARROW,)), ["input_ptr"], MI300)) == []
+    assert list(resources.problems(demand, {"input_ptr": 16}, HOPPER)) == ([told] if told else [])
+    assert list(resources.problems(Demand(20, 0, 0, (NARROW,)), {"input_ptr": 16}, MI300)) == []
 
 
 def test_a_problem_ends_the_run_with_1() -> None:
@@ -135,6 +135,18 @@ def test_kernels_with_hot_loads_are_those_that_are_launched() -> None:
     found = {launch.name: launch for _, launch in resources.launches(operations, ["bfloat16"])}
     for kernel, arguments in resources.HOT_LOADS.items():
         assert set(arguments) <= set(found[kernel].kernel.arg_names)
+        assert set(arguments) == set(resources.hot_bytes(found[kernel], found[kernel].configs[0]))
+
+
+@pytest.mark.compiled
+def test_the_gather_reads_four_channels_a_thread_or_16_bytes() -> None:
+    for dtype, widest in (("bfloat16", 8), ("float32", 16), ("float64", 16)):
+        launches = [each for _, each in resources.launches(["multiscale_roi_align"], [dtype])]
+        gather = next(each for each in launches if each.name == "gather_kernel")
+        asked = [resources.hot_bytes(gather, config)["grad_ptr"] for config in gather.configs]
+        assert max(asked) == widest
+        row = resources.examine(gather, "a test", gather.configs[asked.index(widest)], "sm_80")
+        assert row.problems == ()
 
 
 @pytest.mark.compiled
