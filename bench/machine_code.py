@@ -124,7 +124,11 @@ def _origin(statement: Statement, origins: dict[str, frozenset[str]], names: dic
         return frozenset()
     if statement.base in ("ld", "atom"):
         inside = statement.operands[1].strip("[] ").split("+")[0].strip()
-        return frozenset({names[inside]}) if "param" in statement.modifiers and inside in names else frozenset()
+        if "param" not in statement.modifiers:
+            return frozenset()
+        return frozenset({names[inside]}) if inside in names else origins.get(inside, frozenset())
+    if statement.base == "mov" and statement.operands[1] in names:  # where a parameter is, to choose one and load it
+        return frozenset({names[statement.operands[1]]})
     sources = statement.operands[1:-1] if statement.base == "selp" else statement.operands[1:]
     registers = [register for operand in sources for register in REGISTER.findall(operand)]
     return frozenset().union(*(origins.get(register, frozenset()) for register in registers))

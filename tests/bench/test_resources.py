@@ -64,6 +64,22 @@ def test_accesses_and_the_arguments_they_go_through() -> None:
     ]
 
 
+def test_a_parameter_that_is_chosen_by_its_place() -> None:
+    """As LLVM writes a choice between two pointers that are arguments."""
+    chosen = """
+	mov.b64 %rd1, walk_param_0;
+	mov.b64 %rd2, walk_param_1;
+	selp.b64 %rd3, %rd1, %rd2, %p1;
+	ld.param.b64 %rd4, [%rd3];
+	ld.global.v2.b32 {%r1, %r2}, [%rd4+8];
+	ret;
+}
+"""
+    head, _ = PTX.split("	ld.param", 1)
+    found = accesses_of(parse(head + chosen, "walk"), ["first", "second", None, None])
+    assert found == [Access("load", 8, "ld.global.v2.b32", ("first", "second"))]
+
+
 def test_amd_code() -> None:
     code = """
 	global_load_dwordx4 v[0:3], v4, s[0:1]
