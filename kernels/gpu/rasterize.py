@@ -83,9 +83,7 @@ def _extent_kernel(
 
 
 @tuning.tuned(
-    configs=[
-        triton.Config({"BLOCK_Y": rows}, num_warps=warps) for rows, warps in [(32, 2), (64, 4), (16, 1), (128, 8)]
-    ],
+    configs=[triton.Config({"BLOCK_Y": rows}, num_warps=warps) for rows, warps in [(32, 2), (64, 4), (16, 1)]],
     key=["instances_bucket", "WHOLE"],
     prune=prune_rows,
 )
@@ -133,7 +131,9 @@ def _raster_kernel(
                     odd ^= (crosses[None, :] & (row[None, :] <= y[:, None])).to(tl.int32)
                 before_x, before_y = x, v
             filled |= odd
-        value = tl.sum(filled << tl.arange(0, 32)[None, :], 1)
+        column = tl.arange(0, 32)[None, :]
+        filled = tl.where(word * 32 + column < right, filled, 0)  # the last word may go past the width
+        value = tl.sum(filled << column, 1)
         tl.store(out, value, mask=(y < height) if WHOLE else (y >= top) & (y < bottom))
     elif WHOLE:
         tl.store(out, tl.zeros((BLOCK_Y,), tl.int32), mask=y < height)

@@ -28,10 +28,12 @@ INSTANCES = [
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_polygons_are_drawn_as_pycocotools_draws_them(dtype: torch.dtype, whole: bool) -> None:
-    polygons = polygons_from_coco(INSTANCES, HEIGHT, WIDTH)
+    across_the_edge: list[list[float]] = [[40.0, 5.0, 61.0, 5.0, 61.0, 15.0, 40.0, 15.0]]
+    instances = [*INSTANCES, across_the_edge]
+    polygons = polygons_from_coco(instances, HEIGHT, WIDTH)
     bits, extents = rasterize(polygons.vertices.to(dtype), *polygons[1:], whole)
     seen = unpack_masks(PackedMasks(bits, WIDTH))
-    for instance, mask, (left, top, right, bottom) in zip(INSTANCES, seen, extents.tolist(), strict=True):
+    for instance, mask, (left, top, right, bottom) in zip(instances, seen, extents.tolist(), strict=True):
         expected = np.zeros((HEIGHT, WIDTH), np.uint8)
         if instance:
             rounded = [np.asarray(part, np.float32 if dtype == torch.float32 else float).tolist() for part in instance]
@@ -42,6 +44,8 @@ def test_polygons_are_drawn_as_pycocotools_draws_them(dtype: torch.dtype, whole:
             assert np.array_equal(mask.numpy(), expected)
         else:
             assert np.array_equal(mask[top:bottom, left:right].numpy(), inside)
+    if whole:
+        assert bits.equal(pack_masks(seen).bits)  # also past the width, where bits are 0
 
 
 @pytest.mark.parametrize("ratio", [-1, 2])

@@ -133,6 +133,7 @@ CASES: dict[str, Callable[[], list[Tensor]]] = {
     "roi_align, channels last, 14 x 14": lambda: roi_align(torch.float32, LAST, 2, 128, 14),
     "roi_align, channels last, 14 x 14, bfloat16": lambda: roi_align(torch.bfloat16, LAST, 2, 128, 14),
     "roi_align, channels last, adaptive, few channels": lambda: roi_align(torch.float32, LAST, -1, 40),
+    "roi_align, channels last, fewer channels": lambda: roi_align(torch.float32, LAST, 2, 24),
     "roi_align, contiguous": lambda: roi_align(torch.float32, FIRST, 2, 64),
     "roi_align, contiguous, adaptive, bfloat16": lambda: roi_align(torch.bfloat16, FIRST, -1, 64),
     "roi_pool, channels last": lambda: roi_pool(LAST),
