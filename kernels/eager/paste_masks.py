@@ -5,6 +5,7 @@ Only the pixels of a box inside the image are computed.
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -18,8 +19,11 @@ def paste_masks(
     """See `kernels.paste_masks`. masks: [N, M, M], boxes: [N, 4]; [N, H, W]."""
     compute = torch.promote_types(masks.dtype, torch.float32)
     dtype = compute if threshold is None else torch.bool
-    outside = rule == "centers" and threshold == 0
-    pasted = torch.full((masks.shape[0], *image_size), outside, dtype=dtype, device=masks.device)
+    shape = (masks.shape[0], *image_size)
+    if rule == "centers" and threshold == 0:
+        pasted = torch.ones(shape, dtype=dtype, device=masks.device)
+    else:
+        pasted = _zeros(shape, dtype, masks.device)
     for index, row, column, values in values_in_boxes(masks, boxes, image_size, rule):
         inside = pasted[index, row : row + values.shape[0], column : column + values.shape[1]]
         if threshold is None:
@@ -29,6 +33,13 @@ def paste_masks(
         else:
             torch.ge(values, threshold, out=inside)
     return pasted
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros which on a CPU the operating system provides when touched, as PyTorch's own are not: boxes are few."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(shape, dtype=torch.empty(0, dtype=dtype).numpy().dtype))
 
 
 def values_in_boxes(
