@@ -14,6 +14,7 @@ from torchvision.models.detection.roi_heads import maskrcnn_loss
 
 import kernels
 from bench.cases import Pyramid, mask_targets
+from bench.torchvision_counts import bytes_of_mask_loss
 from bench.virtual_gpu import torchvision_kernels
 from bench.virtual_gpu.intercept import Record, active
 from bench.virtual_gpu.torch_operations import TorchOperation, Watch
@@ -38,9 +39,7 @@ def torchvision_bytes(boxes: Tensor, index: Tensor, masks: Tensor, images: int) 
     leaf = logits.requires_grad_()
     with Watch(operations.append, None):
         maskrcnn_loss(leaf, list(boxes.chunk(images)), list(masks_of), list(of_masks.chunk(images)), indices).backward()
-    # Autograd zeroes the logits' gradient and puts the chosen channels into it in place, but not while it is watched.
-    chosen = boxes.shape[0] * SIZE * SIZE * 4
-    moved = sum(2 * chosen if each.name == "index_put" else each.bytes_read + each.bytes_written for each in operations)
+    moved = bytes_of_mask_loss(operations, len(boxes), SIZE)
     for own_masks, own_boxes, own_index in zip(masks_of, boxes.chunk(images), indices, strict=True):
         rois = torch.cat([own_index[:, None].float(), own_boxes], 1)
         features = own_masks[:, None].float()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.dispatch import implementation_for, run, values_may_be_read
 from kernels.masks import PackedMasks, Polygons, check_masks
+from kernels.memory_format import empty_map
 from kernels.rasterize import rasterized
 
 
@@ -217,9 +218,7 @@ def _(
     implementation: str,
 ) -> Tensor:
     number, size, _ = residual.shape
-    if channels_last:
-        return residual.new_empty((number, size, size, num_channels), dtype=dtype).permute(0, 3, 1, 2)
-    return residual.new_empty((number, num_channels, size, size), dtype=dtype)
+    return empty_map(residual, (number, num_channels, size, size), channels_last, dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

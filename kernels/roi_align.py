@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import implementation_for, run, values_may_be_read
+from kernels.memory_format import empty_map
 
 
 def roi_align(
@@ -173,7 +174,7 @@ def _roi_align(
     implementation: str,
 ) -> Tensor:
     if rois.numel() and values_may_be_read(rois):
-        _check_image_index(rois, features[0].shape[0])
+        check_image_index(rois, features[0].shape[0])
     result: Tensor = run(
         implementation,
         "roi_align",
@@ -191,7 +192,7 @@ def _roi_align(
     return result
 
 
-def _check_image_index(rois: Tensor, images: int) -> None:
+def check_image_index(rois: Tensor, images: int) -> None:
     """Only values tell. NaN boxes are allowed, they give zeros."""
     index = rois[:, 0]
     outside = (index < 0) | (index >= images)
@@ -208,14 +209,7 @@ def _(
     *args: Any,
 ) -> Tensor:
     shape = (rois.shape[0], features[0].shape[1], output_size[0], output_size[1])
-    return _new_empty(features[0], shape, channels_last=not features[0].is_contiguous())
-
-
-def _new_empty(like: Tensor, shape: tuple[int, int, int, int], *, channels_last: bool) -> Tensor:
-    number, channels, height, width = shape
-    if not channels_last:
-        return like.new_empty(shape)
-    return like.new_empty((number, height, width, channels)).permute(0, 3, 1, 2)
+    return empty_map(features[0], shape, not features[0].is_contiguous())
 
 
 @torch.library.custom_op("mrcnn::roi_align_backward", mutates_args=())
@@ -253,7 +247,7 @@ def _roi_align_backward(
 
 @_roi_align_backward.register_fake
 def _(grad: Tensor, rois: Tensor, feature_sizes: Sequence[int], channels_last: bool, *args: Any) -> list[Tensor]:
-    return [_new_empty(grad, shape, channels_last=channels_last) for shape in _shapes(feature_sizes)]
+    return [empty_map(grad, shape, channels_last) for shape in _shapes(feature_sizes)]
 
 
 def _shapes(feature_sizes: Sequence[int]) -> list[tuple[int, int, int, int]]:

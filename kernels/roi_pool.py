@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import implementation_for, run, values_may_be_read
-from kernels.roi_align import boxes_to_rois
+from kernels.memory_format import empty_map
+from kernels.roi_align import boxes_to_rois, check_image_index
 
 
 def roi_pool(
@@ -60,31 +61,16 @@ def _check(input: Tensor, boxes: Tensor | Sequence[Tensor], size: list[int], spa
             raise ValueError(f"boxes is on {box.device}; it must be on the input's device, {input.device}")
 
 
-def _new_empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
-    number, channels, height, width = shape
-    if not channels_last:
-        return like.new_empty((number, channels, height, width), dtype=dtype)
-    return like.new_empty((number, height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
-
-
 @torch.library.custom_op("mrcnn::roi_pool", mutates_args=())
 def _roi_pool(
     input: Tensor, rois: Tensor, output_size: Sequence[int], spatial_scale: float, implementation: str
 ) -> tuple[Tensor, Tensor]:
     """Pooled features, and where on the map each is from [K, C, *output_size]: y * W + x in int32, -1 for nowhere."""
     if rois.numel() and values_may_be_read(rois):
-        _check_image_index(rois, input.shape[0])
+        check_image_index(rois, input.shape[0])
     arguments = (input, rois, (output_size[0], output_size[1]), spatial_scale)
     pooled, source = run(implementation, "roi_pool", "roi_pool", input.device, *arguments)
     return pooled, source
-
-
-def _check_image_index(rois: Tensor, images: int) -> None:
-    """Only values tell. NaN boxes are allowed, they give zeros."""
-    index = rois[:, 0]
-    outside = (index < 0) | (index >= images)
-    if outside.any():
-        raise ValueError(f"boxes names image {index[outside][0].item():g}; there are {images} images, counted from 0")
 
 
 @_roi_pool.register_fake
@@ -93,7 +79,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     shape = (rois.shape[0], input.shape[1], output_size[0], output_size[1])
     last = not input.is_contiguous()
-    return _new_empty(input, shape, input.dtype, last), _new_empty(input, shape, torch.int32, last)
+    return empty_map(input, shape, last), empty_map(input, shape, last, torch.int32)
 
 
 @torch.library.custom_op("mrcnn::roi_pool_backward", mutates_args=())
@@ -122,7 +108,7 @@ def _(
     spatial_scale: float,
     implementation: str,
 ) -> Tensor:
-    return _new_empty(grad, input_size, grad.dtype, channels_last)
+    return empty_map(grad, input_size, channels_last)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -1,7 +1,7 @@
 """Chosen configurations on disk: a JSON file for each device and version of Triton.
 
 {"device": "NVIDIA H100 80GB HBM3", "architecture": 90, "triton": "3.8.0", "choices":
-    {"_gather_kernel 0f3a...": {"CHANNELS=256 ... float32 int32": {"BLOCK_C": 128, "num_warps": 4, ...}}}}
+    {"gather_kernel 0f3a...": {"CHANNELS=256 ... float32 int32": {"BLOCK_C": 128, "num_warps": 4, ...}}}}
 
 Choices of this machine lie in MRCNN_TUNING_FOLDER, or ~/.cache/mask-rcnn-triton/tuning ($XDG_CACHE_HOME); those that
 come with the package, in `tuned/`, are looked up after them. A kernel's name is followed by a hash of its source, that

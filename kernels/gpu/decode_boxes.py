@@ -6,8 +6,7 @@ such that what is not a number stays so, and is left out.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -18,11 +17,6 @@ from kernels.gpu import tuning
 from kernels.gpu.language import divide
 
 _MAX_LOG_SCALE = math.log(1000 / 16)
-
-
-def prune_blocks(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Every configuration suits every launch."""
-    return list(configs)
 
 
 @triton.jit
@@ -56,7 +50,6 @@ def _decoded(low, high, shift, scale, limit, most):
         triton.Config({"BLOCK": block}, num_warps=warps) for block, warps in [(128, 4), (256, 4), (256, 8), (64, 2)]
     ],
     key=["COUNTED", "boxes_bucket"],
-    prune=prune_blocks,
 )
 @triton.jit(
     do_not_specialize=[

@@ -9,9 +9,6 @@ A column keeps its largest value and the first row that has it; only at the end 
 equal values wins, row after row. The weights are those of PyTorch's bicubic resizing, in its order.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -19,11 +16,6 @@ from torch import Tensor
 
 from kernels.gpu import tuning
 from kernels.gpu.language import divide, finite
-
-
-def prune_blocks(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Every configuration suits every launch."""
-    return list(configs)
 
 
 @triton.jit
@@ -78,7 +70,6 @@ def _column(x, WIDTH: tl.constexpr):
         for block, warps in [(128, 2), (256, 4), (128, 1), (64, 1), (512, 4)]
     ],
     key=["HEIGHT", "WIDTH", "heatmaps_bucket"],
-    prune=prune_blocks,
 )
 @triton.jit(do_not_specialize=["keypoints", "heatmaps_bucket"])
 def _keypoint_kernel(

@@ -14,7 +14,6 @@ from the one below it; the last bit goes over to the next word. The falling edge
 last pixel; if that is the first row of the next column (the box is as high as the image), and inside, there is none.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,18 +27,12 @@ from kernels.gpu.paste_masks import bilinear, center_positions, resized_position
 _RUNS = 1024  # that a program of the last kernel makes
 
 
-def prune_tiles(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Every configuration suits every launch."""
-    return list(configs)
-
-
 @tuning.tuned(
     configs=[
         triton.Config({"BLOCK_H": height, "BLOCK_W": width}, num_warps=warps)
         for height, width, warps in [(8, 32, 1), (16, 32, 1), (8, 64, 2), (8, 128, 4), (4, 128, 4)]
     ],
     key=["SIZE", "CENTERS", "WRITE", "masks_bucket", "image_bucket"],
-    prune=prune_tiles,
 )
 @triton.jit(do_not_specialize=["height", "width", "capacity", "masks_bucket", "image_bucket"])
 def _edges_kernel(

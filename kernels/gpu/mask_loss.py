@@ -17,6 +17,7 @@ from torch import Tensor
 from kernels.gpu import tuning
 from kernels.gpu.language import divide, finite, log1p, sampling_grid
 from kernels.gpu.mask_sampling import mean_of_samples
+from kernels.memory_format import empty_map
 
 
 def prune_cell_rows(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
@@ -275,10 +276,7 @@ def mask_loss_backward(
 ) -> Tensor:
     """The dense gradient [K, num_channels, M, M] of the logits: zero but for each RoI's class."""
     num_rois, size, _ = residual.shape
-    if channels_last:
-        grad = residual.new_empty((num_rois, size, size, num_channels), dtype=dtype).permute(0, 3, 1, 2)
-    else:
-        grad = residual.new_empty((num_rois, num_channels, size, size), dtype=dtype)
+    grad = empty_map(residual, (num_rois, num_channels, size, size), channels_last, dtype)
     if num_rois == 0:
         return grad
     with tuning.on_device_of(residual):

@@ -38,13 +38,6 @@ def prune_tiles(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) 
     return [config for config in configs if suits(config)] or [smallest]
 
 
-def prune_rows(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Blocks of at most the channels there are; the narrowest if all are wider."""
-    widest = triton.next_power_of_2(arguments["CHANNELS"])
-    fitting = [config for config in configs if config.kwargs["BLOCK_C"] <= widest]
-    return fitting or [min(configs, key=lambda config: config.kwargs["BLOCK_C"])]
-
-
 TILES = [
     triton.Config({"BLOCK": cells, "BLOCK_C": channels}, num_warps=warps)
     for cells, channels, warps in [
@@ -164,7 +157,7 @@ def _class_gradient_kernel(
         for rows, channels, warps in [(32, 64, 4), (16, 128, 4), (64, 32, 4), (16, 32, 1), (128, 16, 4), (32, 16, 1)]
     ],
     key=["CHANNELS", "rois_bucket"],
-    prune=prune_rows,
+    prune=tuning.within_channels,
 )
 @triton.jit(do_not_specialize=["num_rois", "rois_bucket"])
 def _class_sum_kernel(

@@ -16,8 +16,6 @@ exact.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import triton
@@ -28,17 +26,11 @@ from kernels.gpu import tuning
 from kernels.gpu.language import bitwise_or, divide
 
 
-def prune_rows(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Every configuration suits every launch."""
-    return list(configs)
-
-
 @tuning.tuned(
     configs=[
         triton.Config({"BLOCK": block}, num_warps=warps) for block, warps in [(64, 1), (64, 2), (128, 2), (128, 4)]
     ],
     key=["boxes_bucket", "segments_bucket"],
-    prune=prune_rows,
 )
 @triton.jit(do_not_specialize=["num_boxes", "num_words", "boxes_bucket", "segments_bucket"])
 def _mask_kernel(
@@ -110,7 +102,6 @@ def _upper_triangle(pair, num_blocks, num_words, WORDS_PER_BLOCK: tl.constexpr):
 @tuning.tuned(
     configs=[triton.Config({"ROWS": rows}, num_warps=warps) for rows, warps in [(8, 1), (16, 1), (8, 2), (16, 4)]],
     key=["WORDS", "max_keep_bucket", "segments_bucket"],
-    prune=prune_rows,
 )
 @triton.jit(do_not_specialize=["num_boxes", "num_words", "max_keep", "max_keep_bucket", "segments_bucket"])
 def _reduce_kernel(

@@ -11,9 +11,6 @@ writes zeros; the others sample the mask bilinearly, at positions that one of tw
 Boxes are computed without fused multiply-adds, so that they are cut to the same integers as elsewhere.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -21,11 +18,6 @@ from torch import Tensor
 
 from kernels.gpu import tuning
 from kernels.gpu.language import divide
-
-
-def prune_tiles(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Every configuration suits every launch."""
-    return list(configs)
 
 
 @tuning.tuned(
@@ -41,7 +33,6 @@ def prune_tiles(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) 
         ]
     ],
     key=["SIZE", "CENTERS", "THRESHOLD", "masks_bucket", "image_bucket"],
-    prune=prune_tiles,
 )
 @triton.jit(do_not_specialize=["height", "width", "masks_bucket", "image_bucket"])
 def _paste_kernel(

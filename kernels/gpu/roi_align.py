@@ -27,24 +27,18 @@ from kernels.gpu import tuning
 from kernels.gpu.language import pick_pointer, sample, sample_range, share_of_sample, tent
 from kernels.gpu.roi_align_backward import roi_align_backward as roi_align_backward
 from kernels.gpu.roi_geometry import level_tables, load_roi
+from kernels.memory_format import empty_map
 
 KEY = ["CHANNELS", "POOLED_H", "POOLED_W", "RATIO", "LEVELS", "rois_bucket"]
 
 
-def prune_channels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Blocks of at most the channels there are, and the narrowest block if all are wider."""
-    widest = triton.next_power_of_2(arguments["CHANNELS"])
-    fitting = [config for config in configs if config.kwargs["BLOCK_C"] <= widest]
-    return fitting or [min(configs, key=lambda config: config.kwargs["BLOCK_C"])]
-
-
 def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Of `prune_channels`, those that read one or two lines of 128 bytes from a pixel, 16 bytes a thread at once, and
-    hold at most 32 bytes of a tensor in a thread, as there are not registers for more. If there are none, those that
-    hold least. Narrow blocks let more RoIs share an SM's cache.
+    """Of `tuning.within_channels`, those that read one or two lines of 128 bytes from a pixel, 16 bytes a thread at
+    once, and hold at most 32 bytes of a tensor in a thread, as there are not registers for more. If there are none,
+    those that hold least. Narrow blocks let more RoIs share an SM's cache.
     """
     size = arguments["out_ptr"].element_size()
-    fitting = prune_channels(configs, arguments)
+    fitting = tuning.within_channels(configs, arguments)
 
     def held(config: triton.Config) -> float:
         return float(arguments["BLOCK_H"] * config.kwargs["BLOCK_C"] * size / (32 * config.num_warps))
@@ -179,7 +173,7 @@ def _column(pointer, line, used, row, y_grid, y_first, y_stop, y_count, RATIO: t
         for block, warps in [(8, 1), (64, 8), (4, 1), (16, 4), (32, 8)]
     ],
     key=KEY,
-    prune=prune_channels,
+    prune=tuning.within_channels,
 )
 @triton.jit(do_not_specialize=["num_images", "rois_bucket"])
 def _contiguous_kernel(
@@ -281,10 +275,7 @@ def roi_align(
     """See `kernels.multiscale_roi_align`. features: [N, C, H, W] a level, rois: [K, 5]."""
     num_rois, channels, (height, width) = rois.shape[0], features[0].shape[1], output_size
     channels_last = not features[0].is_contiguous()
-    if channels_last:
-        out = features[0].new_empty((num_rois, height, width, channels)).permute(0, 3, 1, 2)
-    else:
-        out = features[0].new_empty((num_rois, channels, height, width))
+    out = empty_map(features[0], (num_rois, channels, height, width), channels_last)
     if out.numel() == 0:
         return out
     arguments = {

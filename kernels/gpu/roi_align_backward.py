@@ -32,6 +32,7 @@ from kernels.gpu.roi_gather import gather_kernel
 from kernels.gpu.roi_geometry import level_tables
 from kernels.gpu.roi_shares import deal_shares, sum_shares
 from kernels.gpu.roi_weights import QUAD, SKEW, roi_weights
+from kernels.memory_format import empty_map
 
 INT32 = 2**31  # values of a map up to which addresses have 32 bits
 
@@ -57,9 +58,9 @@ def roi_align_backward(
     """
     num_rois, (images, channels) = rois.shape[0], feature_shapes[0][:2]
     if num_rois == 0 or grad.numel() == 0:
-        return [_empty(grad, shape, channels_last).zero_() for shape in feature_shapes]
+        return [empty_map(grad, shape, channels_last).zero_() for shape in feature_shapes]
     rois = rois.contiguous()
-    grads = [_empty(grad, shape, channels_last) for shape in feature_shapes]
+    grads = [empty_map(grad, shape, channels_last) for shape in feature_shapes]
     levels = level_tables(feature_shapes, spatial_scales, canonical_scale, canonical_level, rois.dtype)
     pooling = {"POOLED_H": output_size[0], "POOLED_W": output_size[1], "RATIO": max(sampling_ratio, 0)}
     tiles = count_tiles(feature_shapes)
@@ -113,10 +114,3 @@ def roi_align_backward(
         )
         sum_shares(grads, buckets, shares, levels, channels, channels_last, wide)
     return grads
-
-
-def _empty(like: Tensor, shape: tuple[int, int, int, int], channels_last: bool) -> Tensor:
-    images, channels, height, width = shape
-    if channels_last:
-        return like.new_empty((images, height, width, channels)).permute(0, 3, 1, 2)
-    return like.new_empty(shape)

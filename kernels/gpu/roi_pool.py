@@ -6,7 +6,7 @@ tile, and goes through these in the order of their index: of the bins that reach
 gradients of those that took their value there. It stores once, and nothing is cleared before.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,13 +16,7 @@ from torch import Tensor
 
 from kernels.gpu import tuning
 from kernels.gpu.language import bitwise_or, divide, finite, log2_of_bit
-
-
-def prune_channels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Blocks of at most the channels there are; the narrowest if all are wider."""
-    widest = triton.next_power_of_2(arguments["CHANNELS"])
-    fitting = [config for config in configs if config.kwargs["BLOCK_C"] <= widest]
-    return fitting or [min(configs, key=lambda config: config.kwargs["BLOCK_C"])]
+from kernels.memory_format import empty_map
 
 
 @triton.jit
@@ -67,7 +61,7 @@ def _bin(number, first, size, extent):
         for block, warps in [(256, 1), (128, 1), (256, 2), (512, 2), (64, 1), (32, 1)]
     ],
     key=["CHANNELS", "POOLED_H", "POOLED_W", "CHANNELS_LAST", "rois_bucket"],
-    prune=prune_channels,
+    prune=tuning.within_channels,
 )
 @triton.jit(do_not_specialize=["height", "width", "num_images", "rois_bucket"])
 def _pool_kernel(
@@ -126,7 +120,7 @@ def _pool_kernel(
         ]
     ],
     key=["CHANNELS", "POOLED_H", "POOLED_W", "CHANNELS_LAST", "rois_bucket"],
-    prune=prune_channels,
+    prune=tuning.within_channels,
 )  # fmt: skip
 @triton.jit(do_not_specialize=["num_rois", "height", "width", "num_images", "rois_bucket"])
 def _source_kernel(
@@ -204,8 +198,8 @@ def roi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], spatial_
     num_rois, channels = rois.shape[0], input.shape[1]
     channels_last = not input.is_contiguous()
     shape = (num_rois, channels, *output_size)
-    pooled = _new_empty(input, shape, input.dtype, channels_last)
-    source = _new_empty(input, shape, torch.int32, channels_last)
+    pooled = empty_map(input, shape, channels_last)
+    source = empty_map(input, shape, channels_last, torch.int32)
     if num_rois == 0:
         return pooled, source
     with tuning.on_device_of(input):
@@ -230,7 +224,7 @@ def roi_pool_backward(
 ) -> Tensor:
     """The gradient of the features [N, C, H, W]: each bin's goes to the pixel that it is from."""
     images, channels, height, width = input_size
-    out = _new_empty(grad, input_size, grad.dtype, channels_last)
+    out = empty_map(grad, input_size, channels_last)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     if images == 0:
         return out
@@ -269,10 +263,3 @@ def _sizes(
         "POOLED_W": output_size[1],
         "CHANNELS_LAST": channels_last,
     }
-
-
-def _new_empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
-    number, channels, height, width = shape
-    if not channels_last:
-        return like.new_empty((number, channels, height, width), dtype=dtype)
-    return like.new_empty((number, height, width, channels), dtype=dtype).permute(0, 3, 1, 2)

@@ -37,15 +37,22 @@ def bucket(count: int, floor: int = 16) -> int:
     return max(floor, int(triton.next_power_of_2(count)))
 
 
+def within_channels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
+    """Prunes to blocks (BLOCK_C) of at most the channels there are, and to the narrowest if all are wider."""
+    widest = triton.next_power_of_2(arguments["CHANNELS"])
+    fitting = [config for config in configs if config.kwargs["BLOCK_C"] <= widest]
+    return fitting or [min(configs, key=lambda config: config.kwargs["BLOCK_C"])]
+
+
 def tuned(
-    configs: Sequence[triton.Config], key: Sequence[str], prune: Prune, accumulates: Sequence[str] = ()
+    configs: Sequence[triton.Config], key: Sequence[str], prune: Prune | None = None, accumulates: Sequence[str] = ()
 ) -> Callable[[Any], Any]:
     """Decorates a kernel with its configurations.
 
     Args:
         configs: the default first.
         key: names of the kernel's arguments that a choice is made for.
-        prune: leaves the configurations that suit the launch's arguments, by name, and at least one.
+        prune: leaves the configurations that suit the launch's arguments, by name, and at least one; None leaves all.
         accumulates: names of the tensors whose values before the launch matter to those after it. They are left as
             they are while configurations are measured.
     """
@@ -53,7 +60,7 @@ def tuned(
     def early_prune(
         configs: Sequence[triton.Config], named_args: Mapping[str, Any], **kwargs: Any
     ) -> list[triton.Config]:
-        return prune(configs, {**named_args, **kwargs})
+        return prune(configs, {**named_args, **kwargs}) if prune else list(configs)
 
     decorator: Callable[[Any], Any] = triton.autotune(
         list(configs),

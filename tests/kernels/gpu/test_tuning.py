@@ -147,7 +147,7 @@ def test_a_pinned_launch_takes_the_first_configuration_that_fits(monkeypatch: py
         def __init__(self) -> None:
             self.arg_names = ["x", "CHANNELS"]
             self.configs = [triton.Config({"BLOCK_C": 64}), triton.Config({"BLOCK_C": 16}, num_warps=2)]
-            self.early_config_prune = lambda configs, named, **kwargs: roi_align.prune_channels(configs, kwargs)
+            self.early_config_prune = lambda configs, named, **kwargs: tuning.within_channels(configs, kwargs)
             self.fn = {(1,): lambda x, **kwargs: calls.append(kwargs)}
 
     monkeypatch.setattr(tuning, "pinned", lambda: True)
