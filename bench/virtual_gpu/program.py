@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.virtual_gpu import records
 from bench.virtual_gpu.assembler import Assembler, Encoded, Modifiers, not_modelled
+from bench.virtual_gpu.flow import rank_of_edge, ranks
 from bench.virtual_gpu.instructions import DECODERS
 from bench.virtual_gpu.native import Runtime, load
 from bench.virtual_gpu.ptx import Kernel, Statement, parse
@@ -60,7 +61,8 @@ class _Builder:
         self.sites: list[int] = []
 
     def build(self) -> Program:
-        blocks = [self._block(number, block) for number, block in enumerate(self.kernel.blocks)]
+        blocks = [self._block(block) for block in self.kernel.blocks]
+        _rank(blocks)
         assembler = self.assembler
         instructions = (records.Instruction * len(self.instructions))(*self.instructions)
         self.runtime.library.resolve(instructions, len(instructions))
@@ -92,7 +94,7 @@ class _Builder:
             tuple(tuple(block) for block in self.kernel.blocks),
         )
 
-    def _block(self, number: int, statements: list[Statement]) -> records.Block:
+    def _block(self, statements: list[Statement]) -> records.Block:
         first = len(self.instructions)
         record = records.Block(first=first, length=len(statements), guard=records.NONE, threads=records.NONE)
         for statement in statements:
@@ -174,3 +176,22 @@ class _Builder:
         record.barrier = self.assembler.operand(operands[0], "u32", statement)
         if len(operands) > 1:
             record.threads = self.assembler.operand(operands[1], "u32", statement)
+
+
+def _rank(blocks: list[records.Block]) -> None:
+    """Tells each block the ranks of those that it leads to."""
+
+    def successors(number: int, block: records.Block) -> list[int]:
+        ends = block.ending in (records.EXIT, records.TRAP, records.BRANCH) and block.guard == records.NONE
+        following = [] if ends or number + 1 == len(blocks) else [number + 1]
+        return [*following, block.target] if block.ending == records.BRANCH else following
+
+    edges = [successors(number, block) for number, block in enumerate(blocks)]
+    entered, again = ranks(edges)
+    for number, block in enumerate(blocks):
+        for target in edges[number]:
+            rank = rank_of_edge(number, target, entered, again)
+            if target == number + 1:
+                block.next_rank = rank
+            if block.ending == records.BRANCH and target == block.target:
+                block.target_rank = rank

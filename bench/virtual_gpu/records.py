@@ -53,7 +53,7 @@ class Block(ctypes.Structure):
         (name, c_uint32)
         for name in (
             *("first", "count", "length", "ending", "guard", "target", "barrier", "threads"),
-            *("predicate", "result", "operation", "index"),
+            *("predicate", "result", "operation", "index", "next_rank", "target_rank"),
         )
     ]
 

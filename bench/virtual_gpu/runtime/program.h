@@ -46,6 +46,7 @@ struct Block {
   u32 barrier, threads;  // operands of a barrier; `threads` NONE: every thread of the CTA
   u32 predicate, result, operation;  // of bar.red
   u32 index;          // of the ending in the program, for messages
+  u32 next_rank, target_rank;  // of lanes that go to the next block, to the target
 };
 enum BarrierOperation : u32 { COUNT, ALL, ANY };
 

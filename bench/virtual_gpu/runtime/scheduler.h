@@ -1,20 +1,21 @@
-// Runs CTAs on SMs: warps one after another, some basic blocks each, reconverging at the least block.
+// Runs CTAs on SMs: warps one after another, some basic blocks each, reconverging by the rank of blocks.
 #pragma once
 #include <memory>
 #include "collective.h"
 
-// Diverged lanes of a warp run apart until they meet: always the fragment that is furthest back in the program, which
-// reconverges structured code where a compiler would.
-inline void add_fragment(Warp &warp, u32 block, u32 lanes, u32 barrier = NONE, const Block *reduction = nullptr) {
+// Diverged lanes of a warp run apart until they meet: always the fragment of least rank, which reconverges structured
+// code where a compiler would; `flow.py` says why.
+inline void add_fragment(Warp &warp, u32 block, u32 rank, u32 lanes, u32 barrier = NONE,
+                         const Block *reduction = nullptr) {
   if (!lanes) return;
   for (u32 i = 0; i < warp.num_fragments; i++) {
     Fragment &other = warp.fragments[i];
-    if (other.block == block && other.barrier == barrier && other.reduction == reduction) {
+    if (other.block == block && other.rank == rank && other.barrier == barrier && other.reduction == reduction) {
       other.lanes |= lanes;
       return;
     }
   }
-  warp.fragments[warp.num_fragments++] = {block, lanes, barrier, reduction};
+  warp.fragments[warp.num_fragments++] = {block, rank, lanes, barrier, reduction};
 }
 
 inline void stop(Warp &warp, FaultKind kind, u32 instruction) {
@@ -31,16 +32,16 @@ inline void arrive(Warp &warp, const Block &block, u32 number, u32 lanes, bool w
   barrier.expected = block.threads == NONE ? 0 : uniform(warp, block.threads, lanes);
   const bool reduces = block.ending == BARRIER_REDUCE;
   if (reduces) barrier.holding += __builtin_popcount(predicate(warp, block.predicate) & lanes);
-  add_fragment(warp, number + 1, lanes, waits ? id : NONE, reduces ? &block : nullptr);
+  add_fragment(warp, number + 1, block.next_rank, lanes, waits ? id : NONE, reduces ? &block : nullptr);
 }
 
 inline void end_block(Warp &warp, u32 number, const Block &block, u32 active) {
   const u32 lanes = block.guard == NONE ? active : active & predicate(warp, block.guard);
   const u32 rest = active & ~lanes;
-  add_fragment(warp, number + 1, block.ending == FALL_THROUGH ? active : rest);
+  add_fragment(warp, number + 1, block.next_rank, block.ending == FALL_THROUGH ? active : rest);
   if (!lanes) return;
   switch (block.ending) {
-    case BRANCH: add_fragment(warp, block.target, lanes); break;
+    case BRANCH: add_fragment(warp, block.target, block.target_rank, lanes); break;
     case TRAP: stop(warp, TRAPPED, block.index); break;
     case BARRIER:
     case BARRIER_REDUCE: arrive(warp, block, number, lanes, true); break;
@@ -57,7 +58,7 @@ inline bool run_warp(Warp &warp, u32 quantum) {
     u32 chosen = NONE, least = NONE;
     for (u32 i = 0; i < warp.num_fragments; i++) {
       const Fragment &fragment = warp.fragments[i];
-      if (fragment.barrier == NONE && fragment.block < least) chosen = i, least = fragment.block;
+      if (fragment.barrier == NONE && fragment.rank < least) chosen = i, least = fragment.rank;
     }
     if (chosen == NONE) return turn > 0;
     const u32 number = warp.fragments[chosen].block, active = warp.fragments[chosen].lanes;
@@ -92,7 +93,7 @@ inline void release(Cta &cta, u32 id) {
     for (u32 i = 0; i < count; i++) {
       const Fragment &old = kept[i];
       if (old.barrier != id) {
-        add_fragment(*warp, old.block, old.lanes, old.barrier, old.reduction);
+        add_fragment(*warp, old.block, old.rank, old.lanes, old.barrier, old.reduction);
         continue;
       }
       if (old.reduction) {
@@ -102,7 +103,7 @@ inline void release(Cta &cta, u32 id) {
           set_predicate(*warp, old.reduction->result, old.lanes,
                         (operation == ALL ? holding == barrier.arrived : holding > 0) ? EVERY_LANE : 0);
       }
-      add_fragment(*warp, old.block, old.lanes);
+      add_fragment(*warp, old.block, old.rank, old.lanes);
     }
   }
   barrier = Barrier{};
@@ -131,7 +132,7 @@ inline void start_warp(Warp &warp, u32 number) {
   warp.executed = 0;
   warp.num_fragments = 0;
   const u32 living = std::min(LANES, total - warp.first_thread);
-  add_fragment(warp, 0, living == LANES ? EVERY_LANE : (1u << living) - 1);
+  add_fragment(warp, 0, 0, living == LANES ? EVERY_LANE : (1u << living) - 1);
   for (u32 i = 0; i < program.num_specials; i++) {
     const u32 special = program.specials[i].special;
     assign(row<u32>(warp, program.specials[i].row), EVERY_LANE, [&](u32 lane) {

@@ -62,7 +62,7 @@ struct Cta {
 
 // Lanes of a warp that are at the same place.
 struct Fragment {
-  u32 block, lanes;
+  u32 block, rank, lanes;  // the least rank runs first
   u32 barrier;            // at which it waits, or NONE
   const Block *reduction; // the bar.red whose result it waits for
 };

@@ -203,3 +203,37 @@ def test_what_is_not_modelled_is_named(instruction: str) -> None:
     with pytest.raises(NotImplementedError) as caught:
         execute(instruction, [torch.zeros(1)])
     assert instruction.split()[0].strip(";") in str(caught.value)
+
+
+def test_lanes_meet_in_a_loop_whose_text_begins_with_its_end() -> None:
+    """One side of the branch is behind the place where both meet, as LLVM lays out a loop that it has turned around."""
+    seen = by_lane(
+        "mov.b32 %r1, 0; mov.b32 %r2, 0; bra HEAD;"
+        "EVEN: add.s32 %r1, %r1, 1;"
+        "MEET: shfl.sync.bfly.b32 %r3, %r1, 1, 31, -1; add.s32 %r1, %r1, %r3; add.s32 %r2, %r2, 1;"
+        "setp.ge.u32 %p1, %r2, 3; @%p1 bra END;"
+        "HEAD: and.b32 %r4, %r0, 1; setp.ne.u32 %p2, %r4, 0; @%p2 bra ODD; bra EVEN;"
+        "ODD: add.s32 %r1, %r1, 10; bra MEET;"
+        "END:",
+        "%r1",
+    )
+    assert seen == [11 * (1 + 2 + 4)] * 32  # x becomes (x + 1) + (x + 10)
+
+
+def test_lanes_meet_before_they_go_around_a_loop_again() -> None:
+    """A loop with two branches back to its head, and one inside whose lanes go around different numbers of times."""
+    seen = by_lane(
+        "mov.b32 %r1, 0; mov.b32 %r2, 0;"
+        "HEAD: vote.sync.ballot.b32 %r3, 1, -1; add.s32 %r2, %r2, 1; mov.b32 %r4, 0;"
+        "INNER: add.s32 %r1, %r1, 1; add.s32 %r4, %r4, 1; setp.le.u32 %p1, %r4, %r0; @%p1 bra INNER;"
+        "setp.ge.u32 %p2, %r2, 3; @%p2 bra END;"
+        "setp.lt.u32 %p3, %r0, 7; @%p3 bra HEAD;"
+        "add.s32 %r1, %r1, 100; bra HEAD;"
+        "END: shfl.sync.idx.b32 %r5, %r1, 9, 31, -1; add.s32 %r1, %r1, %r5;",
+        "%r1",
+    )
+
+    def counted(lane: int) -> int:
+        return 3 * (lane + 1) + 200 * (lane >= 7)
+
+    assert seen == [counted(lane) + counted(9) for lane in range(32)]
