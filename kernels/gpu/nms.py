@@ -100,7 +100,7 @@ def _upper_triangle(pair, num_blocks, num_words, WORDS_PER_BLOCK: tl.constexpr):
 
 
 @tuning.tuned(
-    configs=[triton.Config({"ROWS": rows}, num_warps=warps) for rows, warps in [(8, 1), (16, 1), (8, 2), (16, 4)]],
+    configs=[triton.Config({"ROWS": rows}, num_warps=warps) for rows, warps in [(8, 1), (16, 1), (16, 4)]],
     key=["WORDS", "max_keep_bucket", "segments_bucket"],
 )
 @triton.jit(do_not_specialize=["num_boxes", "num_words", "max_keep", "max_keep_bucket", "segments_bucket"])

@@ -34,16 +34,17 @@ KEY = ["CHANNELS", "POOLED_H", "POOLED_W", "RATIO", "LEVELS", "rois_bucket"]
 
 def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
     """Of `tuning.within_channels`, those that read one or two lines of 128 bytes from a pixel, 16 bytes a thread at
-    once, and hold at most 32 bytes of a tensor in a thread, as there are not registers for more. If there are none,
-    those that hold least. Narrow blocks let more RoIs share an SM's cache.
+    once, and hold at most 32 bytes of a tensor in a thread, 16 with adaptive sampling, as there are not registers for
+    more. If there are none, those that hold least. Narrow blocks let more RoIs share an SM's cache.
     """
     size = arguments["out_ptr"].element_size()
     fitting = tuning.within_channels(configs, arguments)
+    most = 32 if arguments["RATIO"] > 0 else 16
 
     def held(config: triton.Config) -> float:
         return float(arguments["BLOCK_H"] * config.kwargs["BLOCK_C"] * size / (32 * config.num_warps))
 
-    lines = [each for each in fitting if 128 <= each.kwargs["BLOCK_C"] * size <= 256 and 16 <= held(each) <= 32]
+    lines = [each for each in fitting if 128 <= each.kwargs["BLOCK_C"] * size <= 256 and 16 <= held(each) <= most]
     return lines or [each for each in fitting if held(each) == min(map(held, fitting))]
 
 
@@ -167,13 +168,22 @@ def _column(pointer, line, used, row, y_grid, y_first, y_stop, y_count, RATIO: t
     return value
 
 
+def prune_rows_of_pixels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
+    """Of `tuning.within_channels`, with adaptive sampling those of at most 4 channels a warp, as there are not
+    registers for more.
+    """
+    fitting = tuning.within_channels(configs, arguments)
+    few = [each for each in fitting if each.kwargs["BLOCK_C"] <= 4 * each.num_warps]
+    return few if few and arguments["RATIO"] == 0 else fitting
+
+
 @tuning.tuned(
     configs=[
         triton.Config({"BLOCK_C": block}, num_warps=warps)
-        for block, warps in [(8, 1), (64, 8), (4, 1), (16, 4), (32, 8)]
+        for block, warps in [(8, 1), (4, 1), (16, 4), (32, 8), (16, 2)]
     ],
     key=KEY,
-    prune=tuning.within_channels,
+    prune=prune_rows_of_pixels,
 )
 @triton.jit(do_not_specialize=["num_images", "rois_bucket"])
 def _contiguous_kernel(

@@ -6,7 +6,7 @@ tile, and goes through these in the order of their index: of the bins that reach
 gradients of those that took their value there. It stores once, and nothing is cleared before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,13 +55,25 @@ def _bin(number, first, size, extent):
     return tl.minimum(tl.maximum(start, 0), extent), tl.minimum(tl.maximum(stop, 0), extent)
 
 
+def prune_narrow_reads(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
+    """Of `tuning.within_channels`, where channels are neighbours, those whose threads read 16 bytes at once; if there
+    are none, those that read most.
+    """
+    fitting = tuning.within_channels(configs, arguments)
+    if not arguments["CHANNELS_LAST"]:
+        return fitting
+    size = arguments["input_ptr"].element_size()
+    read = [min(each.kwargs["BLOCK_C"] * size / (32 * each.num_warps), 16) for each in fitting]
+    return [config for config, width in zip(fitting, read, strict=True) if width == max(read)]
+
+
 @tuning.tuned(
     configs=[
         triton.Config({"BLOCK_C": block}, num_warps=warps)
         for block, warps in [(256, 1), (128, 1), (256, 2), (512, 2), (64, 1), (32, 1)]
     ],
     key=["CHANNELS", "POOLED_H", "POOLED_W", "CHANNELS_LAST", "rois_bucket"],
-    prune=tuning.within_channels,
+    prune=prune_narrow_reads,
 )
 @triton.jit(do_not_specialize=["height", "width", "num_images", "rois_bucket"])
 def _pool_kernel(
@@ -116,7 +128,7 @@ def _pool_kernel(
     configs=[
         triton.Config({"BLOCK_Y": rows, "BLOCK_X": columns, "BLOCK_C": channels}, num_warps=warps)
         for rows, columns, channels, warps in [
-            (1, 4, 128, 1), (2, 4, 128, 1), (2, 4, 128, 2), (4, 4, 64, 1), (1, 8, 128, 1), (4, 8, 32, 1), (2, 4, 256, 2)
+            (1, 4, 128, 1), (2, 4, 128, 1), (4, 4, 64, 1), (1, 8, 128, 1), (4, 8, 32, 1)
         ]
     ],
     key=["CHANNELS", "POOLED_H", "POOLED_W", "CHANNELS_LAST", "rois_bucket"],

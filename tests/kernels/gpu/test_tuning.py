@@ -61,7 +61,7 @@ def test_bucket(count: int, expected: int) -> None:
     ids=str,
 )
 def test_rows_of_channels_are_lines_read_16_bytes_a_thread(dtype: torch.dtype, rows: int, block: int) -> None:
-    arguments = {"out_ptr": torch.empty(1, dtype=dtype), "CHANNELS": 256, "BLOCK_H": rows}
+    arguments = {"out_ptr": torch.empty(1, dtype=dtype), "CHANNELS": 256, "BLOCK_H": rows, "RATIO": 2}
     left = tuning.pruned_configs(roi_align._channels_last_kernel, (), arguments)
     assert left[0].kwargs["BLOCK_C"] == block
     assert len(left) > 1
@@ -71,6 +71,34 @@ def test_rows_of_channels_are_lines_read_16_bytes_a_thread(dtype: torch.dtype, r
         assert 16 <= row * rows / (32 * config.num_warps) <= 32
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_adaptive_sampling_leaves_few_values_to_a_thread(dtype: torch.dtype) -> None:
+    arguments = {"out_ptr": torch.empty(1, dtype=dtype), "CHANNELS": 256, "BLOCK_H": 8, "RATIO": 0}
+    left = tuning.pruned_configs(roi_align._channels_last_kernel, (), arguments)
+    assert len(left) > 1
+    assert {8 * c.kwargs["BLOCK_C"] * dtype.itemsize / (32 * c.num_warps) for c in left} == {16}
+    left = tuning.pruned_configs(roi_align._contiguous_kernel, (), arguments)
+    assert len(left) > 1
+    assert {c.kwargs["BLOCK_C"] / c.num_warps for c in left} == {4}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "expected"),
+    [
+        (torch.float32, 256, {(256, 1), (128, 1), (256, 2)}),
+        (torch.bfloat16, 256, {(256, 1)}),
+        (torch.bfloat16, 512, {(256, 1), (512, 2)}),
+        (torch.float32, 64, {(64, 1)}),  # 8 bytes a thread, as there are no more
+        (torch.float64, 8, {(32, 1)}),
+    ],
+    ids=str,
+)
+def test_pooling_reads_16_bytes_a_thread(dtype: torch.dtype, channels: int, expected: set[tuple[int, int]]) -> None:
+    arguments = {"input_ptr": torch.empty(1, dtype=dtype), "CHANNELS": channels, "CHANNELS_LAST": True}
+    left = tuning.pruned_configs(roi_pool._pool_kernel, (), arguments)
+    assert {(c.kwargs["BLOCK_C"], c.num_warps) for c in left} == expected
+
+
 def test_bucket_with_another_floor() -> None:
     assert [tuning.bucket(count, 1) for count in (0, 1, 2, 3)] == [1, 1, 2, 4]
 
@@ -78,9 +106,12 @@ def test_bucket_with_another_floor() -> None:
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.base_fn.__name__)
 @pytest.mark.parametrize("channels", [1, 3, 8, 64, 255, 4096])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_pruning_leaves_a_configuration(kernel: Autotuner, channels: int, channels_last: bool) -> None:
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_pruning_leaves_a_configuration(kernel: Autotuner, channels: int, channels_last: bool, ratio: int) -> None:
     arguments = {
         "out_ptr": torch.empty(1),
+        "input_ptr": torch.empty(1),
+        "RATIO": ratio,
         "CHANNELS": channels,
         "CHANNELS_WRITTEN": channels,
         "CHANNELS_LAST": channels_last,
