@@ -6,7 +6,8 @@ is spread over cells as a loss that sums over a RoI could not be.
 
 Backward, a program owns a RoI and a block of channels. It writes the gradient by the features, an outer product, while
 it sums up its RoI's share of the gradient by the weight; a second kernel adds the shares of the RoIs of a class in the
-order of their index. No atomics: the same bits at each run.
+order of their index. No atomics, and no order of summation that the configuration decides: the same bits at each run
+and in every configuration.
 
 A cell is a place in the order of memory, a pixel a place on the mask; the two differ for features in 2x2 blocks.
 """
@@ -25,27 +26,50 @@ from kernels.gpu.mask_loss import mask_loss
 
 
 def prune_tiles(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Tiles of at most twice what there is, long along the dimension that is contiguous; the smallest if none is."""
-    channels_last = arguments["CHANNELS_LAST"]
-    most_cells = triton.next_power_of_2(arguments["SIZE"] ** 2)
-    most_channels = triton.next_power_of_2(arguments["CHANNELS"])
+    """Tiles of 16 or 32 elements a thread, at most twice what there is; the smallest if there is none.
+
+    The launcher says how long a tile is along the dimension that is summed, `BLOCK` or `BLOCK_C`; a configuration, how
+    long along the other.
+    """
+    most = {
+        "BLOCK": triton.next_power_of_2(arguments["SIZE"] ** 2),
+        "BLOCK_C": triton.next_power_of_2(arguments["CHANNELS"]),
+    }
 
     def suits(config: triton.Config) -> bool:
-        cells, channels = config.kwargs["BLOCK"], config.kwargs["BLOCK_C"]
-        return bool(cells <= most_cells and channels <= most_channels and (channels >= cells) == channels_last)
+        tile = {name: config.kwargs.get(name, arguments.get(name)) for name in most}
+        within = all(tile[name] <= most[name] for name in most)
+        return within and tile["BLOCK"] * tile["BLOCK_C"] // (32 * config.num_warps) in (16, 32)
 
-    smallest = min(configs, key=lambda config: config.kwargs["BLOCK"] * config.kwargs["BLOCK_C"])
-    return [config for config in configs if suits(config)] or [smallest]
+    return [config for config in configs if suits(config)] or [min(configs, key=_length)]
 
 
-TILES = [
-    triton.Config({"BLOCK": cells, "BLOCK_C": channels}, num_warps=warps)
-    for cells, channels, warps in [
-        (32, 128, 4), (16, 128, 4), (16, 256, 4), (32, 64, 2), (64, 64, 4), (16, 32, 1),
-        (128, 16, 4), (128, 32, 4), (64, 16, 2), (64, 32, 4), (64, 8, 1), (16, 8, 1),
-    ]
-]  # fmt: skip
+def _length(config: triton.Config) -> int:
+    (length,) = config.kwargs.values()
+    return int(length)
+
+
+# What a tile is long along the dimension that a configuration chooses, and warps.
+CELLS = [(32, 4), (16, 4), (16, 2), (64, 8), (8, 1), (128, 4), (256, 4), (64, 2), (128, 2), (64, 1)]
+CHANNELS = [(128, 4), (64, 2), (32, 1), (64, 4), (128, 8), (16, 4), (32, 4), (8, 2), (32, 8), (8, 1)]
 KEY = ["CHANNELS", "SIZE", "BLOCKED", "CHANNELS_LAST", "rois_bucket"]
+
+
+@triton.jit
+def _tree_sum(values, NEIGHBOURS: tl.constexpr):
+    """Sums along the first axis, of a power of two up to 256: two by two neighbours, or the halves, until one is left.
+
+    A sum of two is the same bits in either order, so that neither the layout nor the number of warps shows, as they do
+    in a reduction of more. What a thread holds is best summed first.
+    """
+    COLUMNS: tl.constexpr = values.shape[1]
+    for _ in tl.static_range(8):
+        if values.shape[0] > 1:
+            if NEIGHBOURS:
+                values = tl.sum(tl.reshape(values, (values.shape[0] // 2, 2, COLUMNS)), axis=1)
+            else:
+                values = tl.sum(tl.reshape(values, (2, values.shape[0] // 2, COLUMNS)), axis=0)
+    return tl.reshape(values, (COLUMNS,))
 
 
 @triton.jit
@@ -65,7 +89,11 @@ def _offset(cell, channel, CHANNELS: tl.constexpr, SIZE: tl.constexpr, CHANNELS_
     return last if CHANNELS_LAST else first
 
 
-@tuning.tuned(configs=TILES, key=[*KEY, "SIGMOID"], prune=prune_tiles)
+@tuning.tuned(
+    configs=[triton.Config({"BLOCK": cells}, num_warps=warps) for cells, warps in CELLS],
+    key=[*KEY, "SIGMOID"],
+    prune=prune_tiles,
+)
 @triton.jit(do_not_specialize=["num_classes", "rois_bucket"])
 def _logits_kernel(
     features_ptr,  # [K, SIZE SIZE, CHANNELS], or [K, CHANNELS, SIZE SIZE]
@@ -80,10 +108,10 @@ def _logits_kernel(
     BLOCKED: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     SIGMOID: tl.constexpr,
-    BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """Program: (RoI, BLOCK cells)."""
+    """Program: (RoI, BLOCK cells). Each BLOCK_C-th channel is summed one after another, and then these sums."""
     roi = tl.program_id(0).to(tl.int64)
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     cell = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -97,15 +125,21 @@ def _logits_kernel(
         there = (channel < CHANNELS) & known
         weight = tl.load(weight_ptr + label * CHANNELS + channel, mask=there, other=0.0).to(dtype)
         place = features + _offset(cell, channel, CHANNELS, SIZE, CHANNELS_LAST)
-        total += tl.load(place, mask=inside[:, None] & there[None, :], other=0.0).to(dtype) * weight[None, :]
-    logit = tl.sum(total, axis=1) + tl.load(bias_ptr + label, mask=known, other=float("nan")).to(dtype)
+        feature = tl.load(place, mask=inside[:, None] & there[None, :], other=0.0).to(dtype)
+        total = tl.fma(feature, tl.broadcast_to(weight[None, :], (BLOCK, BLOCK_C)), total)
+    bias = tl.load(bias_ptr + label, mask=known, other=float("nan")).to(dtype)
+    logit = _tree_sum(tl.trans(total), CHANNELS_LAST) + bias
     if SIGMOID:
         small = tl.exp(-tl.abs(logit))
         logit = divide(tl.where(logit < 0, small, 1.0), 1.0 + small)
     tl.store(out_ptr + roi * (SIZE * SIZE) + _pixel(cell, SIZE, BLOCKED), logit, mask=inside)
 
 
-@tuning.tuned(configs=TILES, key=KEY, prune=prune_tiles)
+@tuning.tuned(
+    configs=[triton.Config({"BLOCK_C": channels}, num_warps=warps) for channels, warps in CHANNELS],
+    key=KEY,
+    prune=prune_tiles,
+)
 @triton.jit(do_not_specialize=["num_classes", "rois_bucket"])
 def _class_gradient_kernel(
     grad_logits_ptr,  # [K, SIZE, SIZE]
@@ -124,7 +158,7 @@ def _class_gradient_kernel(
     BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Program: (RoI, BLOCK_C channels)."""
+    """Program: (RoI, BLOCK_C channels). Each BLOCK-th cell is summed one after another, and then these sums."""
     roi = tl.program_id(0).to(tl.int64)
     dtype: tl.constexpr = share_ptr.dtype.element_ty
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -143,18 +177,20 @@ def _class_gradient_kernel(
         grad = tl.load(grad_logits_ptr + pixel, mask=inside & known, other=0.0)
         place = start + _offset(cell, channel, CHANNELS, SIZE, CHANNELS_LAST)
         tile = inside[:, None] & there[None, :]
-        total += tl.load(features_ptr + place, mask=tile & known, other=0.0).to(dtype) * grad[:, None]
+        feature = tl.load(features_ptr + place, mask=tile & known, other=0.0).to(dtype)
+        total = tl.fma(feature, tl.broadcast_to(grad[:, None], (BLOCK, BLOCK_C)), total)
         bias_total += grad
         product = grad[:, None] * weight[None, :]
         tl.store(grad_features_ptr + place, product.to(grad_features_ptr.dtype.element_ty), mask=tile)
-    tl.store(share_ptr + roi * CHANNELS + channel, tl.sum(total, axis=0), mask=there & known)
-    tl.store(bias_share_ptr + roi, tl.sum(bias_total, axis=0), mask=known & (tl.program_id(1) == 0))
+    tl.store(share_ptr + roi * CHANNELS + channel, _tree_sum(total, not CHANNELS_LAST), mask=there & known)
+    bias = tl.sum(_tree_sum(bias_total[:, None], True), axis=0)  # of one
+    tl.store(bias_share_ptr + roi, bias, mask=known & (tl.program_id(1) == 0))
 
 
 @tuning.tuned(
     configs=[
-        triton.Config({"ROWS": rows, "BLOCK_C": channels}, num_warps=warps)
-        for rows, channels, warps in [(32, 64, 4), (16, 128, 4), (64, 32, 4), (16, 32, 1), (128, 16, 4), (32, 16, 1)]
+        triton.Config({"BLOCK_C": channels}, num_warps=warps)
+        for channels, warps in [(64, 4), (128, 4), (32, 4), (32, 1), (16, 4), (16, 1)]
     ],
     key=["CHANNELS", "rois_bucket"],
     prune=tuning.within_channels,
@@ -172,7 +208,7 @@ def _class_sum_kernel(
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Program: (class, BLOCK_C channels)."""
+    """Program: (class, BLOCK_C channels). Each ROWS-th RoI is summed one after another, and then these sums."""
     number = tl.program_id(0).to(tl.int64)
     dtype: tl.constexpr = share_ptr.dtype.element_ty
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -185,10 +221,10 @@ def _class_sum_kernel(
         place = share_ptr + roi[:, None] * CHANNELS + channel[None, :]
         total += tl.load(place, mask=own[:, None] & there[None, :], other=0.0)
         bias_total += tl.load(bias_share_ptr + roi, mask=own, other=0.0)
-    weight = tl.sum(total, axis=0).to(grad_weight_ptr.dtype.element_ty)
+    weight = _tree_sum(total, False).to(grad_weight_ptr.dtype.element_ty)
     tl.store(grad_weight_ptr + number * CHANNELS + channel, weight, mask=there)
-    bias = tl.sum(bias_total, axis=0).to(grad_bias_ptr.dtype.element_ty)
-    tl.store(grad_bias_ptr + number, bias, mask=tl.program_id(1) == 0)
+    bias = tl.sum(_tree_sum(bias_total[:, None], False), axis=0)  # of one
+    tl.store(grad_bias_ptr + number, bias.to(grad_bias_ptr.dtype.element_ty), mask=tl.program_id(1) == 0)
 
 
 def mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -233,6 +269,8 @@ def mask_predict_backward(
                 (grad_logits.contiguous(), features, weight.contiguous(), labels, grad_features, share, bias_share),
                 num_classes=classes,
                 **form,
+                BLOCK=min(32 if form["CHANNELS_LAST"] else 128, triton.next_power_of_2(form["SIZE"] ** 2)),
+                enable_fp_fusion=False,
             )
         tuning.launch(
             _class_sum_kernel,
@@ -241,6 +279,8 @@ def mask_predict_backward(
             num_rois=num_rois,
             rois_bucket=form["rois_bucket"],
             CHANNELS=channels,
+            ROWS=32,
+            enable_fp_fusion=False,
         )
     return grad_features, grad_weight, grad_bias
 
@@ -260,6 +300,8 @@ def _logits(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, s
             num_classes=weight.shape[0],
             **form,
             SIGMOID=sigmoid,
+            BLOCK_C=min(128 if form["CHANNELS_LAST"] else 16, triton.next_power_of_2(form["CHANNELS"])),
+            enable_fp_fusion=False,
         )
     return logits
 

@@ -157,14 +157,6 @@ CASES: dict[str, Callable[[], list[Tensor]]] = {
 }
 
 
-# Where sums are taken in an order that the configuration gives, or products and sums are left for ptxas to fuse.
-NOT_YET = {
-    "mask_predict, blocks": "channels, cells and RoIs are summed a block at a time",
-    "mask_predict, channels last": "channels, cells and RoIs are summed a block at a time",
-    "mask_predict, contiguous": "channels, cells and RoIs are summed a block at a time",
-}
-
-
 def results_by_configuration(case: Callable[[], list[Tensor]]) -> list[tuple[str, list[Tensor]]]:
     """Results with every kernel's first, second, ... configuration, and which those were."""
     results: list[tuple[str, list[Tensor]]] = []
@@ -204,15 +196,7 @@ def assert_same_bits(results: list[tuple[str, list[Tensor]]]) -> None:
         assert all(equal), f"{equal} for\n{configs}\nagainst\n{default}"
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=pytest.mark.xfail(reason=NOT_YET[case], raises=AssertionError))
-        if case in NOT_YET
-        else case
-        for case in CASES
-    ],
-)
+@pytest.mark.parametrize("case", CASES)
 def test_same_bits(case: str) -> None:
     assert_same_bits(results_by_configuration(CASES[case]))
 

@@ -142,13 +142,18 @@ def test_keys_name_arguments(kernel: Autotuner) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 64, 256])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_tiles_are_long_where_memory_is_contiguous(channels_last: bool, channels: int, size: int) -> None:
-    arguments = {"CHANNELS": channels, "CHANNELS_LAST": channels_last, "SIZE": size}
-    left = [c.kwargs for c in tuning.pruned_configs(mask_predict._logits_kernel, (), arguments)]
-    assert left
-    if channels >= 32 and size >= 14:
-        assert len(left) > 1
-        assert all((tile["BLOCK_C"] >= tile["BLOCK"]) == channels_last for tile in left)
-        assert all(tile["BLOCK_C"] <= channels and tile["BLOCK"] <= 2 * size**2 for tile in left)
+    form = {"CHANNELS": channels, "CHANNELS_LAST": channels_last, "SIZE": size}
+    summed_channels, summed_cells = (min(128, channels), 32) if channels_last else (min(16, channels), 128)
+    for kernel, summed in (
+        (mask_predict._logits_kernel, {"BLOCK_C": summed_channels}),
+        (mask_predict._class_gradient_kernel, {"BLOCK": min(summed_cells, triton.next_power_of_2(size**2))}),
+    ):
+        left = [summed | config.kwargs for config in tuning.pruned_configs(kernel, (), form | summed)]
+        assert left
+        if channels >= 64 and size >= 14:
+            assert len(left) > 1
+            assert all((tile["BLOCK_C"] >= tile["BLOCK"]) == channels_last for tile in left)
+            assert all(tile["BLOCK_C"] <= channels and tile["BLOCK"] <= 2 * size**2 for tile in left)
 
 
 @pytest.mark.parametrize(("anchors_bucket", "longest"), [(16, 32), (32, 32), (128, 128), (1 << 18, 256)])
