@@ -110,15 +110,16 @@ def _decode_kernel(
     top, bottom = _decoded(y1, y2, dy, dh, height, limit)
     shortest = tl.cast(min_size, dtype)
     place = image * scores_image + segment * scores_segment + own * scores_row
-    score = tl.load(scores_ptr + place, mask=inside, other=0.0)
+    score = tl.load(scores_ptr + place, mask=inside, other=0.0).to(score_dtype)
     good = (right - left >= shortest) & (bottom - top >= shortest)
-    good = good & (score.to(score_dtype) > tl.cast(score_threshold, score_dtype))
+    good = good & (score > tl.cast(score_threshold, score_dtype))
     if COUNTED:
         good = good & (row < tl.load(counts_ptr + image))
     result = tl.program_id(1).to(tl.int64) * number + own
     boxes = tl.reshape(tl.join(tl.join(left, right), tl.join(top, bottom)), (BLOCK, 4))
     tl.store(boxes_ptr + result[:, None] * 4 + tl.arange(0, 4)[None, :], boxes, mask=inside[:, None])
-    tl.store(kept_ptr + result, tl.where(good, score, float("-inf")), mask=inside)
+    kept = tl.where(good, score, float("-inf")).to(kept_ptr.dtype.element_ty)
+    tl.store(kept_ptr + result, kept, mask=inside)
 
 
 def decode_boxes(
