@@ -178,10 +178,7 @@ def prune_rows_of_pixels(configs: Sequence[triton.Config], arguments: Mapping[st
 
 
 @tuning.tuned(
-    configs=[
-        triton.Config({"BLOCK_C": block}, num_warps=warps)
-        for block, warps in [(8, 1), (4, 1), (16, 4), (32, 8), (16, 2)]
-    ],
+    configs=[triton.Config({"BLOCK_C": block}, num_warps=warps) for block, warps in [(8, 1), (4, 1), (16, 4), (32, 8)]],
     key=KEY,
     prune=prune_rows_of_pixels,
 )
