@@ -11,6 +11,7 @@ from torch import Tensor
 from kernels.eager.mask_loss import mask_loss
 
 _ROIS = 8  # at a time: 6 MB of float32 in the paper's model
+_CELLS = 64  # that a matrix product sums at once: rounding grows with the length of a sum
 
 
 def mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -46,7 +47,11 @@ def mask_predict_backward(
     cells, grad_cells = _cells(features), _cells(grad_features)
     share = grads.new_empty((len(labels), weight.shape[1]))
     for some in _few(len(labels)):
-        torch.bmm(grads[some, None], cells[some].to(compute), out=share[some, None])
+        values = cells[some].to(compute)
+        torch.bmm(grads[some, None, :_CELLS], values[:, :_CELLS], out=share[some, None])
+        for first in range(_CELLS, values.shape[1], _CELLS):
+            part = slice(first, first + _CELLS)
+            share[some] += torch.bmm(grads[some, None, part], values[:, part])[:, 0]
         outer = grad_cells[some] if features.dtype == compute else cells.new_empty(cells[some].shape, dtype=compute)
         torch.mul(grads[some, :, None], own_weight[some, None], out=outer)
         if features.dtype != compute:
