@@ -8,7 +8,7 @@ from kernels.decode_keypoints import decode_keypoints
 from kernels.dispatch import use
 from kernels.encode_masks import encode_masks, mask_runs
 from kernels.mask_loss import MaskCounts, mask_loss, mask_loss_with_counts
-from kernels.mask_predict import mask_predict, mask_predict_loss
+from kernels.mask_predict import mask_predict, mask_predict_loss, mask_predict_loss_with_counts
 from kernels.masks import PackedMasks, Polygons, pack_masks, polygons_from_coco, unpack_masks
 from kernels.match_boxes import match_boxes
 from kernels.nms import batched_nms, nms, segmented_nms
@@ -29,6 +29,7 @@ __all__ = [
     "mask_loss_with_counts",
     "mask_predict",
     "mask_predict_loss",
+    "mask_predict_loss_with_counts",
     "mask_runs",
     "match_boxes",
     "multiscale_roi_align",

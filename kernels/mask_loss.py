@@ -101,14 +101,14 @@ def _run(
         weights = boxes.new_ones(boxes.shape[0], dtype=torch.float32)
     _check(logits, labels, boxes, gt_masks, gt_index, weights)
     implementation = implementation_for(logits)
-    masks, width, extents = _sampled(gt_masks, implementation)
+    masks, width, extents = sampled_masks(gt_masks, implementation)
     result: tuple[Tensor, Tensor, Tensor] = _mask_loss(
         logits, labels, boxes, masks, gt_index, weights, sampling_ratio, width, extents, counted, implementation
     )
     return result
 
 
-def _sampled(
+def sampled_masks(
     gt_masks: Tensor | PackedMasks | Polygons, implementation: str
 ) -> tuple[Tensor, int | None, Tensor | None]:
     """Pixels or words of bits; the width of the masks if these are words; and the extents if there are."""

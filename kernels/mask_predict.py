@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import implementation_for, run, values_may_be_read
+from kernels.mask_loss import MaskCounts, sampled_masks
+from kernels.masks import PackedMasks, Polygons, check_masks
 
 
 def mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -41,7 +43,7 @@ def mask_predict_loss(
     bias: Tensor,
     labels: Tensor,
     boxes: Tensor,
-    gt_masks: Tensor,
+    gt_masks: Tensor | PackedMasks | Polygons,
     gt_index: Tensor,
     weights: Tensor | None = None,
     sampling_ratio: int = -1,
@@ -53,7 +55,7 @@ def mask_predict_loss(
     Args:
         features, weight, bias, labels: see `mask_predict`.
         boxes: [K, 4] as x1, y1, x2, y2 in pixels of `gt_masks`.
-        gt_masks: [G, H, W] of 0 and 1, uint8 or bool.
+        gt_masks: see `mask_loss`.
         gt_index: which mask belongs to each RoI [K], int64.
         weights: [K]; 0 leaves a RoI out, whatever else it holds. All 1 if None.
         sampling_ratio: see `roi_align`.
@@ -65,17 +67,48 @@ def mask_predict_loss(
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
+    loss, _ = _run_loss(features, weight, bias, labels, boxes, gt_masks, gt_index, weights, sampling_ratio, False)
+    return loss
+
+
+def mask_predict_loss_with_counts(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    gt_masks: Tensor | PackedMasks | Polygons,
+    gt_index: Tensor,
+    weights: Tensor | None = None,
+    sampling_ratio: int = -1,
+) -> tuple[Tensor, MaskCounts]:
+    """`mask_predict_loss`, and how many cells are right and wrong, counted in the same pass over the logits."""
+    loss, counts = _run_loss(features, weight, bias, labels, boxes, gt_masks, gt_index, weights, sampling_ratio, True)
+    return loss, MaskCounts(*counts.unbind())
+
+
+def _run_loss(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    gt_masks: Tensor | PackedMasks | Polygons,
+    gt_index: Tensor,
+    weights: Tensor | None,
+    sampling_ratio: int,
+    counted: bool,
+) -> tuple[Tensor, Tensor]:
     if weights is None:
         weights = boxes.new_ones(boxes.shape[0], dtype=torch.float32)
     _check(features, weight, bias, labels)
     _check_targets(features, boxes, gt_masks, gt_index, weights)
+    implementation = implementation_for(features)
     labels = torch.where(weights != 0, _class_of(labels, weight), -1)
-    targets = (boxes.detach(), gt_masks, gt_index, weights.detach())
-    loss, _ = _mask_predict_loss(
-        _as_stored(features), weight, bias, labels, *targets, sampling_ratio, implementation_for(features)
-    )
-    result: Tensor = loss
-    return result
+    masks, width, extents = sampled_masks(gt_masks, implementation)
+    targets = (boxes.detach(), masks, gt_index, weights.detach(), sampling_ratio, width, extents)
+    loss, _, counts = _mask_predict_loss(_as_stored(features), weight, bias, labels, *targets, counted, implementation)
+    return loss, counts
 
 
 def _class_of(labels: Tensor, weight: Tensor) -> Tensor:
@@ -110,21 +143,18 @@ def _check(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> No
     _check_devices(features, {"weight": weight, "bias": bias, "labels": labels})
 
 
-def _check_targets(features: Tensor, boxes: Tensor, gt_masks: Tensor, gt_index: Tensor, weights: Tensor) -> None:
+def _check_targets(
+    features: Tensor, boxes: Tensor, gt_masks: Tensor | PackedMasks | Polygons, gt_index: Tensor, weights: Tensor
+) -> None:
     number = features.shape[0]
     if boxes.shape != (number, 4) or not boxes.is_floating_point():
         raise ValueError(f"boxes is {tuple(boxes.shape)} in {boxes.dtype}; it must be {number} x 4 in floating point")
-    if not isinstance(gt_masks, Tensor):
-        raise ValueError(f"gt_masks is a {type(gt_masks).__name__}; it must be a tensor, G x H x W in uint8 or bool")
-    if gt_masks.ndim != 3 or gt_masks.dtype not in (torch.uint8, torch.bool):
-        raise ValueError(
-            f"gt_masks is {tuple(gt_masks.shape)} in {gt_masks.dtype}; it must be G x H x W in uint8 or bool"
-        )
     if gt_index.shape != (number,) or gt_index.dtype != torch.int64:
         raise ValueError(f"gt_index is {tuple(gt_index.shape)} in {gt_index.dtype}; it must be {number} in int64")
     if weights.shape != (number,) or not weights.is_floating_point():
         raise ValueError(f"weights is {tuple(weights.shape)} in {weights.dtype}; it must be {number} in floating point")
-    _check_devices(features, {"boxes": boxes, "gt_masks": gt_masks, "gt_index": gt_index, "weights": weights})
+    _check_devices(features, {"boxes": boxes, "gt_index": gt_index, "weights": weights})
+    check_masks(gt_masks, features.device)
 
 
 def _check_devices(features: Tensor, others: dict[str, Tensor]) -> None:
@@ -172,22 +202,35 @@ def _mask_predict_loss(
     gt_index: Tensor,
     weights: Tensor,
     sampling_ratio: int,
+    width: int | None,
+    extents: Tensor | None,
+    counted: bool,
     implementation: str,
-) -> tuple[Tensor, Tensor]:
-    """The loss and its derivative by each RoI's logits [K, M, M]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, its derivative by each RoI's logits [K, M, M], and the counts [4], or none [0]."""
     if values_may_be_read(labels):
         _check_range("labels", labels, weights != 0, weight.shape[0])
         _check_range("gt_index", gt_index, weights != 0, gt_masks.shape[0])
-    arguments = (features, weight, bias, labels, boxes, gt_masks, gt_index, weights, sampling_ratio)
-    loss, residual = run(implementation, "mask_predict", "mask_predict_loss", features.device, *arguments)
-    return loss, residual
+    # One channel fits all labels: a RoI whose label is no class is left out by an index that is no mask's.
+    index = torch.where((labels >= 0) & (labels < weight.shape[0]), gt_index, -1)
+    device = features.device
+    logits = run(implementation, "mask_predict", "class_logits", device, features, weight, bias, labels)[:, None]
+    arguments = (logits, labels, boxes, gt_masks, index, weights, sampling_ratio, width, extents)
+    if counted:
+        loss, residual, counts = run(implementation, "mask_loss", "mask_loss_with_counts", device, *arguments)
+    else:
+        loss, residual = run(implementation, "mask_loss", "mask_loss", device, *arguments)
+        counts = features.new_empty(0, dtype=torch.int64)
+    return loss, residual, counts
 
 
 @_mask_predict_loss.register_fake
-def _(features: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+def _(features: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, counted, _ = args
     side = _side(features)
     dtype = torch.promote_types(features.dtype, torch.float32)
-    return features.new_empty((), dtype=dtype), features.new_empty((features.shape[0], side, side), dtype=dtype)
+    counts = features.new_empty(4 if counted else 0, dtype=torch.int64)
+    return features.new_empty((), dtype=dtype), features.new_empty((features.shape[0], side, side), dtype=dtype), counts
 
 
 @torch.library.custom_op("mrcnn::mask_predict_backward", mutates_args=())
@@ -223,19 +266,19 @@ def _predict_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _mask_predict.register_autograd(_predict_backward, setup_context=_setup_predict)
 
 
-def _setup_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     features, weight, bias, labels, *_, ctx.implementation = inputs
-    _, residual = output
-    ctx.mark_non_differentiable(residual)
+    _, residual, counts = output
+    ctx.mark_non_differentiable(residual, counts)
     ctx.set_materialize_grads(False)  # none for the residual, which would be zeros to fill
     ctx.save_for_backward(residual, features, weight, bias, labels)
 
 
-def _loss_backward(ctx: Any, grad_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _loss_backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 10
+        return (None,) * 13
     residual, *saved = ctx.saved_tensors
-    return (*_mask_predict_backward(grad_loss * residual, *saved, ctx.implementation), *[None] * 7)
+    return (*_mask_predict_backward(grad_loss * residual, *saved, ctx.implementation), *[None] * 10)
 
 
 _mask_predict_loss.register_autograd(_loss_backward, setup_context=_setup_loss)

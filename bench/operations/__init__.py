@@ -6,7 +6,13 @@ A new operation is a function of this package that makes its problem, and a line
 from functools import partial
 
 from bench.operations.boxes import batched_nms, decode_boxes, decode_keypoints, match_boxes, nms, segmented_nms
-from bench.operations.mask_losses import mask_loss, mask_loss_with_counts, mask_predict, mask_predict_loss
+from bench.operations.mask_losses import (
+    mask_loss,
+    mask_loss_with_counts,
+    mask_predict,
+    mask_predict_loss,
+    mask_predict_loss_with_counts,
+)
 from bench.operations.masks import (
     encode_masks,
     mask_runs,
@@ -37,6 +43,9 @@ OPERATIONS: dict[str, tuple[Make, tuple[str, ...]]] = {
     "mask_loss_with_counts": (mask_loss_with_counts, tuple(FORMATS)),
     "mask_predict": (mask_predict, (*FORMATS, "blocks")),
     "mask_predict_loss": (mask_predict_loss, (*FORMATS, "blocks")),
+    "mask_predict_loss:packed": (partial(mask_predict_loss, form="packed"), (*FORMATS, "blocks")),
+    "mask_predict_loss:polygons": (partial(mask_predict_loss, form="polygons"), (*FORMATS, "blocks")),
+    "mask_predict_loss_with_counts": (mask_predict_loss_with_counts, (*FORMATS, "blocks")),
     "paste_masks": (paste_masks, ("contiguous",)),
     "encode_masks": (encode_masks, ("contiguous",)),
     "mask_runs": (mask_runs, ("contiguous",)),

@@ -15,6 +15,7 @@ from bench.scenes import Scene
 
 Form = Literal["pixels", "packed", "polygons"]
 POLYGONS = ("vertices", "part_offsets", "instance_offsets")
+RATIO_OF_COUNTS = 3
 MASK_ROIS = 256  # of two images, which are those that a mask head trains on
 
 
@@ -24,20 +25,14 @@ def mask_loss(scene: Scene, dtype: torch.dtype, layout: str, form: Form = "pixel
     if form == "polygons":
         del inputs["gt_masks"]
         inputs |= polygons(scene, dtype)
-    ratio, height, width = scene.sampling_ratio, scene.pyramid.height, scene.pyramid.width
+    ratio = scene.sampling_ratio
 
     def ours(**inputs: Any) -> Tensor:
-        if form == "packed":
-            inputs["gt_masks"] = kernels.pack_masks(inputs["gt_masks"])
-        elif form == "polygons":
-            drawn = {name: inputs.pop(name) for name in POLYGONS}
-            inputs["gt_masks"] = kernels.Polygons(**drawn, height=height, width=width)
+        inputs["gt_masks"] = _masks(scene, form, inputs)
         return kernels.mask_loss(**inputs, sampling_ratio=ratio)
 
     def theirs(**inputs: Any) -> Tensor:
-        if form == "polygons":
-            drawn = {name: inputs.pop(name) for name in POLYGONS}
-            inputs["gt_masks"] = rasterized(**drawn, height=height, width=width)
+        inputs["gt_masks"] = _peer_masks(scene, form, inputs)
         return peers.mask_loss(**inputs, sampling_ratio=ratio)
 
     return Problem(
@@ -52,28 +47,17 @@ def mask_loss(scene: Scene, dtype: torch.dtype, layout: str, form: Form = "pixel
 def mask_loss_with_counts(scene: Scene, dtype: torch.dtype, layout: str) -> Problem:
     """Nine samples a cell, as half of an even number is just the limit; and RoIs have no weight where rounding would
     decide whether a cell is positive."""
-    ratio = 3
     targets, labels = _targets(scene)
-    exact = peers.mask_targets(
-        targets["boxes"].double(), targets["gt_masks"], targets["gt_index"], scene.mask_side, ratio
-    )
-    targets["weights"][((exact - 0.5).abs() < 1e-3).any(dim=2).any(dim=1)] = 0
+    _leave_out_halves(scene, targets)
 
     def ours(**inputs: Any) -> tuple[Tensor, Tensor]:
-        loss, counts = kernels.mask_loss_with_counts(**inputs, sampling_ratio=ratio)
+        loss, counts = kernels.mask_loss_with_counts(**inputs, sampling_ratio=RATIO_OF_COUNTS)
         return loss, torch.stack(counts)
-
-    def theirs(**inputs: Any) -> tuple[Tensor, Tensor]:
-        return peers.mask_loss(**inputs, sampling_ratio=ratio), peers.mask_counts(**inputs, sampling_ratio=ratio)
-
-    def of_parts(both: Callable[..., tuple[Tensor, Tensor]], weights: Tensor, **inputs: Any) -> tuple[Tensor, ...]:
-        each = [both(weights=part, **inputs) for part in _parts(scene.losses, weights)]
-        return tuple(torch.stack(results) for results in zip(*each, strict=True))
 
     return Problem(
         _with_logits(scene, dtype, layout, targets, labels),
-        lambda **inputs: of_parts(ours, **inputs),
-        lambda **inputs: of_parts(theirs, **inputs),
+        lambda **inputs: _both_of_parts(ours, scene.losses, **inputs),
+        lambda **inputs: _both_of_parts(_peer_loss_and_counts, scene.losses, **inputs),
         ("losses", "counts"),
         differentiable=("logits",),
     )
@@ -90,24 +74,96 @@ def mask_predict(scene: Scene, dtype: torch.dtype, layout: str) -> Problem:
     )
 
 
-def mask_predict_loss(scene: Scene, dtype: torch.dtype, layout: str) -> Problem:
+def mask_predict_loss(scene: Scene, dtype: torch.dtype, layout: str, form: Form = "pixels") -> Problem:
+    """Ground truth in the forms of `mask_loss`."""
     targets, labels = _targets(scene)
+    inputs = {**_last_layer(scene, dtype, layout), "labels": labels, **targets}
+    if form == "polygons":
+        del inputs["gt_masks"]
+        inputs |= polygons(scene, dtype)
     ratio = scene.sampling_ratio
 
-    def ours(features: Tensor, layer: Tensor, labels: Tensor, **targets: Any) -> Tensor:
-        return kernels.mask_predict_loss(features, *_parameters(layer), labels, **targets, sampling_ratio=ratio)
+    def ours(features: Tensor, layer: Tensor, **inputs: Any) -> Tensor:
+        inputs["gt_masks"] = _masks(scene, form, inputs)
+        weight, bias = _parameters(layer)
+        return kernels.mask_predict_loss(features, weight, bias, **inputs, sampling_ratio=ratio)
 
-    def theirs(features: Tensor, layer: Tensor, labels: Tensor, **targets: Any) -> Tensor:
+    def theirs(features: Tensor, layer: Tensor, labels: Tensor, **inputs: Any) -> Tensor:
+        inputs["gt_masks"] = _peer_masks(scene, form, inputs)
         logits = peers.class_logits(features, *_parameters(layer), labels)[:, None]
-        return peers.mask_loss(logits, torch.zeros_like(labels), **targets, sampling_ratio=ratio)
+        return peers.mask_loss(logits, torch.zeros_like(labels), **inputs, sampling_ratio=ratio)
 
     return Problem(
-        {**_last_layer(scene, dtype, layout), "labels": labels, **targets},
+        inputs,
         lambda **inputs: _of_parts(ours, scene.losses, **inputs),
         lambda **inputs: _of_parts(theirs, scene.losses, **inputs),
         ("losses",),
         differentiable=("features", "layer"),
     )
+
+
+def mask_predict_loss_with_counts(scene: Scene, dtype: torch.dtype, layout: str) -> Problem:
+    """See `mask_loss_with_counts`; nor may rounding decide whether a logit is positive."""
+    targets, labels = _targets(scene)
+    _leave_out_halves(scene, targets)
+    inputs = {**_last_layer(scene, dtype, layout), "labels": labels, **targets}
+    exact = peers.class_logits(inputs["features"].double(), *_parameters(inputs["layer"].double()), labels)
+    targets["weights"][(exact.abs() < 1e-5).any(dim=2).any(dim=1)] = 0
+
+    def ours(features: Tensor, layer: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
+        weight, bias = _parameters(layer)
+        loss, counts = kernels.mask_predict_loss_with_counts(
+            features, weight, bias, **inputs, sampling_ratio=RATIO_OF_COUNTS
+        )
+        return loss, torch.stack(counts)
+
+    def theirs(features: Tensor, layer: Tensor, labels: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
+        logits = peers.class_logits(features, *_parameters(layer), labels)[:, None]
+        return _peer_loss_and_counts(logits=logits, labels=torch.zeros_like(labels), **inputs)
+
+    return Problem(
+        inputs,
+        lambda **inputs: _both_of_parts(ours, scene.losses, **inputs),
+        lambda **inputs: _both_of_parts(theirs, scene.losses, **inputs),
+        ("losses", "counts"),
+        differentiable=("features", "layer"),
+    )
+
+
+def _masks(scene: Scene, form: Form, inputs: dict[str, Any]) -> Tensor | kernels.PackedMasks | kernels.Polygons:
+    """The ground truth out of the inputs, which lose the polygons."""
+    if form == "polygons":
+        drawn = {name: inputs.pop(name) for name in POLYGONS}
+        return kernels.Polygons(**drawn, height=scene.pyramid.height, width=scene.pyramid.width)
+    masks: Tensor = inputs["gt_masks"]
+    return kernels.pack_masks(masks) if form == "packed" else masks
+
+
+def _peer_masks(scene: Scene, form: Form, inputs: dict[str, Any]) -> Tensor:
+    """The same as pixels."""
+    if form == "polygons":
+        drawn = {name: inputs.pop(name) for name in POLYGONS}
+        return rasterized(**drawn, height=scene.pyramid.height, width=scene.pyramid.width)
+    masks: Tensor = inputs["gt_masks"]
+    return masks
+
+
+def _leave_out_halves(scene: Scene, targets: dict[str, Tensor]) -> None:
+    boxes, masks, index = targets["boxes"].double(), targets["gt_masks"], targets["gt_index"]
+    exact = peers.mask_targets(boxes, masks, index, scene.mask_side, RATIO_OF_COUNTS)
+    targets["weights"][((exact - 0.5).abs() < 1e-3).any(dim=2).any(dim=1)] = 0
+
+
+def _peer_loss_and_counts(**inputs: Any) -> tuple[Tensor, Tensor]:
+    ratio = RATIO_OF_COUNTS
+    return peers.mask_loss(**inputs, sampling_ratio=ratio), peers.mask_counts(**inputs, sampling_ratio=ratio)
+
+
+def _both_of_parts(both: Callable[..., tuple[Tensor, Tensor]], number: int, **inputs: Any) -> tuple[Tensor, ...]:
+    """The loss and the counts of each of the parts."""
+    weights = inputs.pop("weights")
+    each = [both(weights=part, **inputs) for part in _parts(number, weights)]
+    return tuple(torch.stack(results) for results in zip(*each, strict=True))
 
 
 def _targets(scene: Scene) -> tuple[dict[str, Tensor], Tensor]:

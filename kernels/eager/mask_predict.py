@@ -8,31 +8,13 @@ be several times slower.
 import torch
 from torch import Tensor
 
-from kernels.eager.mask_loss import mask_loss
-
 _ROIS = 8  # at a time: 6 MB of float32 in the paper's model
 _CELLS = 64  # that a matrix product sums at once: rounding grows with the length of a sum
 
 
 def mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
     """See `kernels.mask_predict`."""
-    return _logits(features, weight, bias, labels).sigmoid_()
-
-
-def mask_predict_loss(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    boxes: Tensor,
-    gt_masks: Tensor,
-    gt_index: Tensor,
-    weights: Tensor,
-    sampling_ratio: int,
-) -> tuple[Tensor, Tensor]:
-    """See `kernels.mask_predict_loss`. The loss and its derivative by each RoI's logits [K, M, M]."""
-    logits = _logits(features, weight, bias, labels)[:, None]
-    return mask_loss(logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio)
+    return class_logits(features, weight, bias, labels).sigmoid_()
 
 
 def mask_predict_backward(
@@ -62,7 +44,7 @@ def mask_predict_backward(
     return grad_features, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
 
 
-def _logits(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+def class_logits(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
     """Logits of each RoI's class [K, M, M]; NaN for a label that is no class."""
     compute = torch.promote_types(features.dtype, torch.float32)
     known, label = _known(labels, weight)

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from kernels.gpu import tuning
 from kernels.gpu.language import divide
-from kernels.gpu.mask_loss import mask_loss
 
 
 def prune_tiles(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
@@ -232,22 +231,9 @@ def mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor)
     return _logits(features, weight, bias, labels, sigmoid=True)
 
 
-def mask_predict_loss(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    boxes: Tensor,
-    gt_masks: Tensor,
-    gt_index: Tensor,
-    weights: Tensor,
-    sampling_ratio: int,
-) -> tuple[Tensor, Tensor]:
-    """See `kernels.mask_predict_loss`. The loss and its derivative by each RoI's logits [K, M, M]."""
-    logits = _logits(features, weight, bias, labels, sigmoid=False)[:, None]
-    # One channel fits all labels: a RoI whose label is no class is left out by an index that is no mask's.
-    known = (labels >= 0) & (labels < weight.shape[0])
-    return mask_loss(logits, labels, boxes, gt_masks, torch.where(known, gt_index, -1), weights, sampling_ratio)
+def class_logits(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    """Logits of each RoI's class [K, M, M]; NaN for a label that is no class."""
+    return _logits(features, weight, bias, labels, sigmoid=False)
 
 
 def mask_predict_backward(

@@ -3,28 +3,10 @@
 import torch
 from torch import Tensor
 
-from kernels.reference.mask_loss import mask_loss
-
 
 def mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
     """See `kernels.mask_predict`."""
-    return torch.sigmoid(_logits(features, weight, bias, labels))
-
-
-def mask_predict_loss(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    boxes: Tensor,
-    gt_masks: Tensor,
-    gt_index: Tensor,
-    weights: Tensor,
-    sampling_ratio: int,
-) -> tuple[Tensor, Tensor]:
-    """See `kernels.mask_predict_loss`. The loss and its derivative by each RoI's logits [K, M, M]."""
-    logits = _logits(features, weight, bias, labels)[:, None]
-    return mask_loss(logits, torch.zeros_like(labels), boxes, gt_masks, gt_index, weights, sampling_ratio)
+    return torch.sigmoid(class_logits(features, weight, bias, labels))
 
 
 def mask_predict_backward(
@@ -45,7 +27,7 @@ def mask_predict_backward(
     return grad_features, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
 
 
-def _logits(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+def class_logits(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
     """Logits of each RoI's class [K, M, M]; NaN for a label that is no class."""
     compute = torch.promote_types(features.dtype, torch.float32)
     pixels = _pixels(features).to(compute)

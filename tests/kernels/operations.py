@@ -127,9 +127,9 @@ def mask_predict(memory_format: torch.memory_format, implementation: str) -> tup
 
 
 def mask_predict_loss(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:
-    _, labels, *targets, _, _, _, _ = mask_loss(memory_format, implementation)
+    _, labels, *targets = mask_loss(memory_format, implementation)
     features, weight, bias, _ = _class_logits(memory_format)
-    return *[each.requires_grad_() for each in (features, weight, bias)], labels, *targets, implementation
+    return *[each.requires_grad_() for each in (features, weight, bias)], labels, *targets
 
 
 def mask_predict_backward(memory_format: torch.memory_format, implementation: str) -> tuple[Any, ...]:

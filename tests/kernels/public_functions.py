@@ -166,6 +166,14 @@ def mask_predict_loss(number: int, dtype: torch.dtype) -> Call:
     return Call(kernels.mask_predict_loss, tensors, (0, 3, 4, 6, 7), (0, 5))
 
 
+def mask_predict_loss_with_counts(number: int, dtype: torch.dtype) -> Call:
+    def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+        loss, counts = kernels.mask_predict_loss_with_counts(*tensors)
+        return loss, *counts
+
+    return replace(mask_predict_loss(number, dtype), function=function)
+
+
 def paste_masks(number: int, dtype: torch.dtype) -> Call:
     masks = _random(number, 5, 5).sigmoid().to(dtype)
     return Call(lambda masks, boxes: kernels.paste_masks(masks, boxes, (16, 18)), (masks, _boxes(number)), (0, 1), (0,))
@@ -217,6 +225,7 @@ PUBLIC_FUNCTIONS: dict[str, Callable[[int, torch.dtype], Call]] = {
         unpack_masks,
         mask_predict,
         mask_predict_loss,
+        mask_predict_loss_with_counts,
         paste_masks,
         mask_runs,
         decode_boxes,

@@ -5,9 +5,22 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from mask_predictions import FORMS, make, with_absent
+from polygons_to_draw import pycocotools, some_instances
+from torch import Tensor
 
-from kernels import mask_loss, mask_predict, mask_predict_loss, use
+from kernels import (
+    PackedMasks,
+    Polygons,
+    mask_loss,
+    mask_predict,
+    mask_predict_loss,
+    mask_predict_loss_with_counts,
+    pack_masks,
+    polygons_from_coco,
+    use,
+)
 from kernels.dispatch import Implementation
 
 IMPLEMENTATIONS: list[Implementation] = ["eager", "reference"]
@@ -101,6 +114,45 @@ def test_the_loss_is_that_of_the_logits(implementation: Implementation) -> None:
     assert torch.allclose(loss.double(), by_parts, rtol=1e-6)
 
 
+@pytest.mark.parametrize("sampling_ratio", [-1, 2])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_other_forms_of_masks(implementation: Implementation, sampling_ratio: int) -> None:
+    """The loss and gradients of the masks that pycocotools makes, which a convolution and torchvision judge."""
+    instances = some_instances(3, 25, 33, seed=3)
+    case = replace(make(sampling_ratio=sampling_ratio), gt_masks=pycocotools(instances, 25, 33))
+    forms: list[PackedMasks | Polygons] = [pack_masks(case.gt_masks), polygons_from_coco(instances, 25, 33)]
+    with use(implementation):
+        plain = case.ours()
+        case.check(plain, case.truth(torch.float64), case.truth(torch.float32))
+        for form in forms:
+            seen = replace(case, gt_masks=form).ours()  # type: ignore[arg-type]
+            assert all(each.equal(same) for each, same in zip(seen, plain, strict=True))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_counts(implementation: Implementation) -> None:
+    """Of the RoIs that have weight, against a convolution for all classes and torchvision's targets."""
+    case, used = with_absent(make(sampling_ratio=3))
+    arguments = (case.labels, case.boxes, case.gt_masks, case.gt_index, case.weights, 3)
+    leaves = [each.requires_grad_() for each in (case.features.clone(), case.weight.clone(), case.bias.clone())]
+    with use(implementation):
+        loss, counts = mask_predict_loss_with_counts(*leaves, *arguments)
+        assert loss.equal(mask_predict_loss(*leaves, *arguments))
+    some = case.rows(used)
+    rois = torch.cat([some.gt_index[:, None], some.boxes], dim=1).double()
+    target = torchvision.ops.roi_align(case.gt_masks[:, None].double(), rois, (8, 8), 1.0, 3)[:, 0]
+    of_all = torch.nn.functional.conv2d(
+        some.features.double(), case.weight[..., None, None].double(), case.bias.double()
+    )
+    logits = of_all[torch.arange(len(used)), some.labels]
+    assert min((target - 0.5).abs().min(), logits.abs().min()) > 1e-5  # rounding decides nothing
+    truth, said = target >= 0.5, logits > 0
+    expected: list[Tensor] = [torch.ones_like(truth), truth, said & ~truth, truth & ~said]
+    assert [each.item() for each in counts] == [each.sum().item() for each in expected]
+    assert not any(each.requires_grad for each in counts)
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(loss, leaves))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_nothing_to_count_is_zero(implementation: Implementation, form: str) -> None:
@@ -160,6 +212,9 @@ def test_gradcheck(implementation: Implementation, form: str) -> None:
         ({"labels": torch.full((7,), -1)}, "labels holds -1"),
         ({"boxes": torch.zeros(7, 5)}, r"boxes is \(7, 5\)"),
         ({"gt_masks": torch.zeros(3, 25, 33)}, "gt_masks is .* torch.float32"),
+        ({"gt_masks": PackedMasks(torch.zeros(3, 25, 1, dtype=torch.int32), 33)}, r"gt_masks.bits is \(3, 25, 1\)"),
+        ({"gt_masks": polygons_from_coco([[]], 25, -1)}, "gt_masks is for 25 x -1 pixels"),
+        ({"gt_masks": torch.zeros(3, 25, 33, dtype=torch.uint8, device="meta")}, "gt_masks is on meta"),
         ({"gt_index": torch.zeros(6, dtype=torch.int64)}, r"gt_index is \(6,\)"),
         ({"gt_index": torch.full((7,), 3)}, "gt_index holds 3; it must be from 0 to 2"),
         ({"weights": torch.ones(7, dtype=torch.int64)}, "weights is .* torch.int64"),
