@@ -4,10 +4,9 @@ each run.
 The gradient of a pixel is the sum over RoIs and their bins of Wy[bin, y] Wx[bin, x] grad[bin] / samples, the
 transpose of the forward pass. Before the sums comes what is the same for all channels:
 
-1. `roi_buckets`: for each tile of 8 x 8 pixels the set of the RoIs that reach it, and how many warps each part of
-   2 x 4 pixels wants for its work;
-2. `roi_shares`: those warps get slots of scratch;
-3. `roi_weights`: for each RoI the weights of its bins, along y and along x.
+1. `roi_buckets`: for each tile of 8 x 8 pixels the set of the RoIs that reach it;
+2. `roi_weights`: for each RoI the weights of its bins, along y and along x;
+3. `roi_shares`: how many warps each part of 2 x 4 pixels wants for its work; several get slots of scratch.
 
 Then a warp of `roi_gather` owns a part of a tile and a block of channels. It goes through the RoIs of the tile in
 the order of their index. For each column of bins that reaches the part it loads every bin once, sums it along y for
@@ -27,10 +26,10 @@ import triton
 from torch import Tensor
 
 from kernels.gpu import tuning
-from kernels.gpu.roi_buckets import GROUP, PART, TILE, bucket_rois, count_tiles, most_warps
+from kernels.gpu.roi_buckets import GROUP, TILE, bucket_rois, count_tiles
 from kernels.gpu.roi_gather import gather_kernel
 from kernels.gpu.roi_geometry import level_tables
-from kernels.gpu.roi_shares import deal_shares, sum_shares
+from kernels.gpu.roi_shares import PART, deal_shares, sum_shares
 from kernels.gpu.roi_weights import QUAD, SKEW, roi_weights
 from kernels.memory_format import empty_map
 
@@ -71,8 +70,8 @@ def roi_align_backward(
 
     with tuning.on_device_of(rois):
         buckets = bucket_rois(rois, levels, tiles, pooling, aligned)
-        shares = deal_shares(buckets, images, channels, most_warps(num_rois, pooling))
         weights = roi_weights(buckets.grid, buckets.window, feature_shapes, pooling)
+        shares = deal_shares(buckets, weights, images, channels, pooling)
         tuning.launch(
             gather_kernel,
             programs,

@@ -6,7 +6,6 @@ image) and keeps a bit for each, in a row of ceil(K / 32) words: room for any Ro
 its (level, image) has. Nothing waits for the device, and nothing overflows.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,16 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import tuning
-from kernels.gpu.language import bitwise_or, divide
+from kernels.gpu.language import bitwise_or
 from kernels.gpu.roi_geometry import load_roi
 
 BLOCK = 128  # RoIs of a program
 TILE = 8  # rows and columns of a tile
 GROUP = 32  # RoIs of a word of a tile's members
 WORDS = 4  # that a program makes at a time
-PART = 2, 4  # rows and columns of a part of a tile
-WORK = 7000  # that a warp may do alone, see `_work`
-MOST = 16  # warps for a part
 
 
 @dataclass(frozen=True)
@@ -37,8 +33,6 @@ class TileBuckets:
         order: [K] RoIs by level, then image, then index; those without a gradient last.
         begin: [LEVELS * N + 1] where in `order` each (level, image) begins.
         place: [tiles, 4] level, image, first row and first column.
-        wanted: [tiles, parts] warps that should share the work for each PART of a tile, row after row; 0: one will do.
-        number: [tiles, parts] 1 for tiles that a RoI reaches, else 0.
         members: [tiles, words] bit i of word w is set if the RoI at begin + w * GROUP + i in `order` reaches the tile.
         window: [4, K] first and last row, first and last column that each RoI reaches; first > last: none.
         grid: [K, 10] start, bin, samples, step and extent along y, then along x, of each RoI (see `sampling_grid`).
@@ -47,8 +41,6 @@ class TileBuckets:
     order: Tensor
     begin: Tensor
     place: Tensor
-    wanted: Tensor
-    number: Tensor
     members: Tensor
     window: Tensor
     grid: Tensor
@@ -73,13 +65,12 @@ def bucket_rois(
     """
     num_rois = rois.shape[0]
     segment = rois.new_empty(num_rois, dtype=torch.int32)
-    work = segment.new_empty(num_rois)
     window = rois.new_empty((4, num_rois), dtype=torch.int32)
     grid = rois.new_empty((num_rois, 10))
     tuning.launch(
         _window_kernel,
         (triton.cdiv(num_rois, BLOCK),),
-        (rois, segment, work, window, grid),
+        (rois, segment, window, grid),
         num_rois=num_rois,
         **levels,
         **pooling,
@@ -92,13 +83,11 @@ def bucket_rois(
     begin = torch.searchsorted(segment, torch.arange(segments, dtype=torch.int32, device=rois.device))
     words = triton.cdiv(num_rois, GROUP)
     place = rois.new_empty((tiles, 4), dtype=torch.int32)
-    wanted = place.new_empty((tiles, TILE * TILE // math.prod(PART)))
-    number = wanted.new_empty(wanted.shape)
     members = rois.new_empty((tiles, words), dtype=torch.int32)
     tuning.launch(
         _tile_kernel,
         (tiles,),
-        (order, begin, window, work, place, wanted, number, members),
+        (order, begin, window, place, members),
         levels=levels["levels"],
         num_images=levels["num_images"],
         num_rois=num_rois,
@@ -107,26 +96,15 @@ def bucket_rois(
         TILE=TILE,
         GROUP=GROUP,
         WORDS=WORDS,
-        WORK=WORK,
-        MOST=MOST,
-        ROWS=PART[0],
-        COLUMNS=PART[1],
         num_warps=1,
     )
-    return TileBuckets(order, begin, place, wanted, number, members, window, grid)
-
-
-def most_warps(num_rois: int, pooling: Mapping[str, Any]) -> int:
-    """The most warps that a part can want: see `_work` for the most that a RoI is."""
-    work: int = 60 + pooling["POOLED_W"] * (45 + 15 * pooling["POOLED_H"])
-    return min(MOST, -(-num_rois * work // WORK))
+    return TileBuckets(order, begin, place, members, window, grid)
 
 
 @triton.jit(do_not_specialize=["num_images", "num_rois"])
 def _window_kernel(
     rois_ptr,  # [K, 5]
     segment_ptr,  # [K] level * N + image, or LEVELS * N where there is no gradient
-    work_ptr,  # [K] see `_work`
     window_ptr,  # [4, K] first and last row, first and last column that the RoI reaches; first > last: none
     grid_ptr,  # [K, 2, 5] start, bin, samples, step and extent along y, then along x (see `sampling_grid`)
     levels,  # heights, widths, scales and least areas of boxes, see `level_tables`
@@ -151,7 +129,6 @@ def _window_kernel(
     tl.store(segment_ptr + roi, segment, mask=inside)
     y_low, y_high = _reach(y_grid, POOLED_H)
     x_low, x_high = _reach(x_grid, POOLED_W)
-    tl.store(work_ptr + row, _work(y_grid, x_grid, POOLED_H, POOLED_W), mask=inside)
     tl.store(window_ptr + row, y_low, mask=inside)
     tl.store(window_ptr + num_rois + row, y_high, mask=inside)
     tl.store(window_ptr + 2 * num_rois + row, x_low, mask=inside)
@@ -173,30 +150,12 @@ def _reach(grid, BINS: tl.constexpr):
     return first, tl.where(outside, -1, last)
 
 
-@triton.jit
-def _work(y_grid, x_grid, POOLED_H: tl.constexpr, POOLED_W: tl.constexpr):
-    """About the instructions that add a RoI to a PART, four channels a thread: a few for each bin, and more for
-    each column of bins and for the RoI.
-    """
-    return (60.0 + _bins(x_grid, 4, POOLED_W) * (45.0 + 15.0 * _bins(y_grid, 2, POOLED_H))).to(tl.int32)
-
-
-@triton.jit
-def _bins(grid, pixels, BINS: tl.constexpr):
-    """How many bins reach some of `pixels` neighbours, about."""
-    bin = tl.maximum(tl.abs(grid[1]), 1e-3)
-    return tl.minimum(divide(tl.zeros_like(bin) + (pixels + 1.0), bin) + 0.5, BINS)
-
-
 @triton.jit(do_not_specialize=["num_images", "num_rois", "words"])
 def _tile_kernel(
     order_ptr,  # see `TileBuckets` for this and the next
     begin_ptr,
-    window_ptr,  # of the RoIs, and the next
-    roi_work_ptr,
-    place_ptr,  # of the tiles, see `TileBuckets`, and the next three
-    wanted_ptr,
-    number_ptr,
+    window_ptr,  # of the RoIs
+    place_ptr,  # of the tiles, see `TileBuckets`, and the next
     member_ptr,
     levels,  # as in `level_tables`
     num_images,
@@ -206,12 +165,8 @@ def _tile_kernel(
     TILE: tl.constexpr,
     GROUP: tl.constexpr,
     WORDS: tl.constexpr,
-    WORK: tl.constexpr,
-    MOST: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
 ):
-    """Program finds the RoIs of a tile, and how many warps its parts want."""
+    """Program finds the RoIs of a tile."""
     tile = tl.program_id(0)
     level, image, y_tile, x_tile = _place(tile, levels, num_images, LEVELS, TILE)
     tl.store(place_ptr + tile * 4, level)
@@ -224,32 +179,13 @@ def _tile_kernel(
     end = tl.load(begin_ptr + segment + 1).to(tl.int32)
     word = tl.arange(0, WORDS)
     lane = tl.arange(0, GROUP)[None, :]
-    work = tl.zeros((WORDS,), tl.int64)
     for group in range(0, end - begin, GROUP * WORDS):
         index = begin + group + word[:, None] * GROUP + lane
         member = index < end
         roi = tl.load(order_ptr + index, mask=member, other=0)
-        window = window_ptr + roi
-        hit = _meets(window, num_rois, member, y_tile, TILE, x_tile, TILE)
-        work += tl.sum(tl.load(roi_work_ptr + roi, mask=hit, other=0), 1)
+        hit = _meets(window_ptr + roi, num_rois, member, y_tile, TILE, x_tile, TILE)
         bits = tl.reduce(hit.to(tl.int32) << lane, 1, bitwise_or)
         tl.store(member_ptr + group // GROUP + word, bits, mask=begin + group + word * GROUP < end)
-    most = tl.sum(work, 0)
-    PARTS: tl.constexpr = TILE * TILE // (ROWS * COLUMNS)
-    part = tl.arange(0, PARTS)
-    wanted = tl.zeros((PARTS,), tl.int32)
-    if most > WORK:  # not all RoIs that reach the tile reach the same part of it
-        y = y_tile + part // (TILE // COLUMNS) * ROWS
-        x = x_tile + part % (TILE // COLUMNS) * COLUMNS
-        of_part = tl.zeros((PARTS,), tl.int64)
-        for group in range(begin, end, GROUP):
-            index = group + tl.arange(0, GROUP)[:, None]
-            roi = tl.load(order_ptr + index, mask=index < end, other=0)
-            hit = _meets(window_ptr + roi, num_rois, index < end, y[None, :], ROWS, x[None, :], COLUMNS)
-            of_part += tl.sum(tl.where(hit, tl.load(roi_work_ptr + roi), 0), 0)
-        wanted = tl.where(of_part > WORK, tl.minimum(tl.cdiv(of_part, WORK), MOST), 0).to(tl.int32)
-    tl.store(wanted_ptr + tile * PARTS + part, wanted)
-    tl.store(number_ptr + tile * PARTS + part, (tl.zeros_like(wanted) + most > 0).to(tl.int32))
 
 
 @triton.jit

@@ -70,7 +70,7 @@ def test_multiscale_roi_align(dtype: torch.dtype, layout: str) -> None:
         assert not bool(unwritten(a).any())
         assert_error_rule(a, b, c, dtype)
     names = [launch.kernel for launch in record.launches]
-    backward = ["_window_kernel", "_tile_kernel", "_weights_kernel", "gather_kernel"]
+    backward = ["_window_kernel", "_tile_kernel", "_weights_kernel", "_work_kernel", "gather_kernel"]
     assert names == [f"_{layout.replace(' ', '_')}_kernel", *backward]
 
 
@@ -102,6 +102,9 @@ def test_gradient_of_crowded_pixels(layout: str, monkeypatch: pytest.MonkeyPatch
     rois = torch.cat([torch.arange(50)[:, None] % 2, corners], 1)
     feature = some(2, 36, 18, 27).contiguous(memory_format=FORMATS[layout])
     grad = some(50, 36, 7, 5)
+
+    monkeypatch.setattr(roi_shares, "WORK", 5000)
+    monkeypatch.setattr(roi_shares, "SHARE", 3000)
 
     def run() -> tuple[Tensor, ...]:
         leaf = feature.clone().requires_grad_()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops.poolers import LevelMapper
 
 from kernels.gpu import roi_align_backward as backward_module
-from kernels.gpu import roi_buckets, roi_gather, roi_shares
+from kernels.gpu import roi_gather, roi_shares
 from kernels.gpu.roi_align import roi_align, roi_align_backward
 from kernels.gpu.roi_geometry import minimum_areas
 from kernels.reference.roi_align import roi_align as reference_roi_align
@@ -251,7 +251,8 @@ def test_the_gradient_is_the_same_in_every_configuration(
 ) -> None:
     """Also where warps share the RoIs of a part."""
     if work is not None:
-        monkeypatch.setattr(roi_buckets, "WORK", work)
+        monkeypatch.setattr(roi_shares, "WORK", work)
+        monkeypatch.setattr(roi_shares, "SHARE", work // 2)
         monkeypatch.setattr(roi_shares, "SLOTS", 30)
     case = Case(rois=ROIS[[0, 1, 2, 5]], channels=64, channels_last=channels_last, output_size=(2, 2))
     expected = roi_align_backward(case.grad, case.rois, case.shapes, channels_last, *case.arguments)
@@ -272,7 +273,8 @@ def test_crowded_pixels(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, slots: int, aligned: bool, channels_last: bool
 ) -> None:
     """Warps share the RoIs of a part, as many as want to or as there are slots for."""
-    monkeypatch.setattr(roi_buckets, "WORK", 300)
+    monkeypatch.setattr(roi_shares, "WORK", 300)
+    monkeypatch.setattr(roi_shares, "SHARE", 150)
     monkeypatch.setattr(roi_shares, "SLOTS", slots)
     dealt = []
 
@@ -299,7 +301,8 @@ def test_crowded_pixels(
 @pytest.mark.parametrize("work", [300, 8000])
 def test_addresses_of_large_maps(monkeypatch: pytest.MonkeyPatch, work: int, channels_last: bool) -> None:
     """Where a map has more values than 32 bits count."""
-    monkeypatch.setattr(roi_buckets, "WORK", work)
+    monkeypatch.setattr(roi_shares, "WORK", work)
+    monkeypatch.setattr(roi_shares, "SHARE", work // 2)
     monkeypatch.setattr(roi_shares, "SLOTS", 20)
     case = Case(channels_last=channels_last, scales=(0.25, 0.125))
     expected = roi_align_backward(case.grad, case.rois, case.shapes, channels_last, *case.arguments)
