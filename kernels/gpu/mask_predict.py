@@ -24,19 +24,26 @@ from kernels.gpu import tuning
 from kernels.gpu.language import divide
 
 
-def prune_tiles(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Tiles of 16 or 32 elements a thread, at most twice what there is; the smallest if there is none.
+def summed_at_once(size: int, channels: int, channels_last: bool) -> dict[str, int]:
+    """How long a tile is along the dimension that a kernel sums: `BLOCK_C` of the logits', `BLOCK` of the gradients'.
 
-    The launcher says how long a tile is along the dimension that is summed, `BLOCK` or `BLOCK_C`; a configuration, how
-    long along the other.
+    No configuration chooses it, as it decides the order of summation.
     """
-    most = {
-        "BLOCK": triton.next_power_of_2(arguments["SIZE"] ** 2),
-        "BLOCK_C": triton.next_power_of_2(arguments["CHANNELS"]),
+    cells = triton.next_power_of_2(size**2)
+    return {
+        "BLOCK_C": min(128 if channels_last else 16, triton.next_power_of_2(channels)),
+        "BLOCK": min(32 if channels_last else 128, cells),
     }
 
+
+def prune_tiles(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
+    """Tiles of 16 or 32 elements a thread, at most twice what there is; the smallest if there is none."""
+    size, channels = arguments["SIZE"], arguments["CHANNELS"]
+    most = {"BLOCK": triton.next_power_of_2(size**2), "BLOCK_C": triton.next_power_of_2(channels)}
+    summed = summed_at_once(size, channels, arguments["CHANNELS_LAST"])
+
     def suits(config: triton.Config) -> bool:
-        tile = {name: config.kwargs.get(name, arguments.get(name)) for name in most}
+        tile = summed | config.kwargs
         within = all(tile[name] <= most[name] for name in most)
         return within and tile["BLOCK"] * tile["BLOCK_C"] // (32 * config.num_warps) in (16, 32)
 
@@ -255,7 +262,7 @@ def mask_predict_backward(
                 (grad_logits.contiguous(), features, weight.contiguous(), labels, grad_features, share, bias_share),
                 num_classes=classes,
                 **form,
-                BLOCK=min(32 if form["CHANNELS_LAST"] else 128, triton.next_power_of_2(form["SIZE"] ** 2)),
+                BLOCK=summed_at_once(form["SIZE"], channels, form["CHANNELS_LAST"])["BLOCK"],
                 enable_fp_fusion=False,
             )
         tuning.launch(
@@ -286,7 +293,7 @@ def _logits(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, s
             num_classes=weight.shape[0],
             **form,
             SIGMOID=sigmoid,
-            BLOCK_C=min(128 if form["CHANNELS_LAST"] else 16, triton.next_power_of_2(form["CHANNELS"])),
+            BLOCK_C=summed_at_once(size, form["CHANNELS"], form["CHANNELS_LAST"])["BLOCK_C"],
             enable_fp_fusion=False,
         )
     return logits

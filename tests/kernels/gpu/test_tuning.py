@@ -144,13 +144,10 @@ def test_keys_name_arguments(kernel: Autotuner) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 64, 256])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_tiles_are_long_where_memory_is_contiguous(channels_last: bool, channels: int, size: int) -> None:
-    form = {"CHANNELS": channels, "CHANNELS_LAST": channels_last, "SIZE": size}
-    summed_channels, summed_cells = (min(128, channels), 32) if channels_last else (min(16, channels), 128)
-    for kernel, summed in (
-        (mask_predict._logits_kernel, {"BLOCK_C": summed_channels}),
-        (mask_predict._class_gradient_kernel, {"BLOCK": min(summed_cells, triton.next_power_of_2(size**2))}),
-    ):
-        left = [summed | config.kwargs for config in tuning.pruned_configs(kernel, (), form | summed)]
+    arguments = {"CHANNELS": channels, "CHANNELS_LAST": channels_last, "SIZE": size}
+    summed = mask_predict.summed_at_once(size, channels, channels_last)
+    for kernel in (mask_predict._logits_kernel, mask_predict._class_gradient_kernel):
+        left = [summed | config.kwargs for config in tuning.pruned_configs(kernel, (), arguments)]
         assert left
         if channels >= 64 and size >= 14:
             assert len(left) > 1
