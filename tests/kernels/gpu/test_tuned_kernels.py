@@ -139,8 +139,6 @@ def test_every_configuration_can_be_taken(kernel: Autotuner) -> None:
         arguments |= {argument: torch.empty(1, dtype=dtype) for argument in arguments if argument.endswith("_ptr")}
         arguments |= dict.fromkeys(FLAGS & set(arguments), flag)
         sizes = {"SIZE": size, "BLOCK_H": triton.next_power_of_2(size)}
-        if "BLOCK" not in chosen_arguments(kernel):
-            sizes["BLOCK"] = 32 if flag else 128  # the cells that mask_predict sums at a time
         arguments |= {argument: value for argument, value in sizes.items() if argument in arguments}
         taken |= {str(config) for config in tuning.pruned_configs(kernel, (), arguments)}
     assert taken == {str(config) for config in kernel.configs}

@@ -116,8 +116,6 @@ def test_pruning_leaves_a_configuration(kernel: Autotuner, channels: int, channe
         "CHANNELS_WRITTEN": channels,
         "CHANNELS_LAST": channels_last,
         "SIZE": 14,
-        "BLOCK": 32,
-        "BLOCK_C": min(16, triton.next_power_of_2(channels)),
         "BLOCK_H": 8,
         "height": channels,
         "gt_bucket": 4,
