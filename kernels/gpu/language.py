@@ -116,6 +116,47 @@ def tent(pixel, position, counts):
 
 
 @triton.jit
+def column_of_map(pointer, line, used, row, y_grid, y_first, y_stop, y_count, RATIO: tl.constexpr):
+    """One column of the map summed along y for each row of bins; `line` is the distance of two rows."""
+    index_type: tl.constexpr = line.dtype
+    dtype: tl.constexpr = y_grid[0].dtype
+    value = tl.zeros(used.shape, dtype)
+    if RATIO > 0 and RATIO <= 4:
+        # Neighbouring samples share rows of the map: each row is read once, with the sum of its weights.
+        for number in tl.static_range(RATIO):
+            y, here = sample(y_grid, row, number)
+            top = y.to(tl.int32)
+            before, there = sample(y_grid, row, number - 1 if number > 0 else 0)
+            last = before.to(tl.int32)
+            for corner in tl.static_range(2):
+                pixel = top + corner
+                weight = tl.zeros_like(y)
+                for other in tl.static_range(RATIO):
+                    position, counts = sample(y_grid, row, other)
+                    weight += tent(pixel, position, counts)
+                fresh = here & (weight > 0)
+                if number > 0:
+                    fresh = fresh & ~(there & ((pixel == last) | (pixel == last + 1)))
+                feature = tl.load(
+                    pointer + (pixel.to(index_type) * line)[:, None], mask=fresh[:, None] & used, other=0.0
+                )
+                value = tl.fma(weight[:, None], feature.to(dtype), value)
+    else:
+        for offset in range(y_count):
+            number = y_first + offset
+            y, counts = sample(y_grid, row, number)
+            counts = counts & (number < y_stop)
+            top = y.to(tl.int32)
+            fraction = y - top
+            upper = pointer + (top.to(index_type) * line)[:, None]
+            feature = tl.load(upper, mask=counts[:, None] & used, other=0.0)
+            value = tl.fma(tl.where(counts, 1.0 - fraction, 0.0)[:, None], feature.to(dtype), value)
+            feature = tl.load(upper + line, mask=(counts & (fraction > 0))[:, None] & used, other=0.0)
+            value = tl.fma(tl.where(counts, fraction, 0.0)[:, None], feature.to(dtype), value)
+    return value
+
+
+@triton.jit
 def log1p(x):
     """log(1 + x) for x in [0, 1] without losing small x (Kahan)."""
     u = 1.0 + x

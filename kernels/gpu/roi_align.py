@@ -24,9 +24,10 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import tuning
-from kernels.gpu.language import pick_pointer, sample, sample_range, share_of_sample, tent
+from kernels.gpu.language import column_of_map, pick_pointer, sample, sample_range, share_of_sample
 from kernels.gpu.roi_align_backward import roi_align_backward as roi_align_backward
 from kernels.gpu.roi_geometry import level_tables, load_roi
+from kernels.gpu.roi_neighbours import roi_align_neighbours, suits_neighbours
 from kernels.memory_format import empty_map
 
 KEY = ["CHANNELS", "POOLED_H", "POOLED_W", "RATIO", "LEVELS", "rois_bucket"]
@@ -105,7 +106,7 @@ def _channels_last_kernel(
                 while missing <= column + 1:
                     pixel = tl.minimum(missing, columns.to(tl.int32) - 1)
                     left = right
-                    right = _column(
+                    right = column_of_map(
                         feature + pixel * CHANNELS,
                         columns * CHANNELS,
                         used,
@@ -125,47 +126,6 @@ def _channels_last_kernel(
             (total * share_of_sample(y_grid, x_grid)).to(out_ptr.dtype.element_ty),
             mask=used,
         )
-
-
-@triton.jit
-def _column(pointer, line, used, row, y_grid, y_first, y_stop, y_count, RATIO: tl.constexpr):
-    """One column of the map summed along y for each row of bins; `line` is the distance of two rows."""
-    index_type: tl.constexpr = line.dtype
-    dtype: tl.constexpr = y_grid[0].dtype
-    value = tl.zeros(used.shape, dtype)
-    if RATIO > 0 and RATIO <= 4:
-        # Neighbouring samples share rows of the map: each row is read once, with the sum of its weights.
-        for number in tl.static_range(RATIO):
-            y, here = sample(y_grid, row, number)
-            top = y.to(tl.int32)
-            before, there = sample(y_grid, row, number - 1 if number > 0 else 0)
-            last = before.to(tl.int32)
-            for corner in tl.static_range(2):
-                pixel = top + corner
-                weight = tl.zeros_like(y)
-                for other in tl.static_range(RATIO):
-                    position, counts = sample(y_grid, row, other)
-                    weight += tent(pixel, position, counts)
-                fresh = here & (weight > 0)
-                if number > 0:
-                    fresh = fresh & ~(there & ((pixel == last) | (pixel == last + 1)))
-                feature = tl.load(
-                    pointer + (pixel.to(index_type) * line)[:, None], mask=fresh[:, None] & used, other=0.0
-                )
-                value = tl.fma(weight[:, None], feature.to(dtype), value)
-    else:
-        for offset in range(y_count):
-            number = y_first + offset
-            y, counts = sample(y_grid, row, number)
-            counts = counts & (number < y_stop)
-            top = y.to(tl.int32)
-            fraction = y - top
-            upper = pointer + (top.to(index_type) * line)[:, None]
-            feature = tl.load(upper, mask=counts[:, None] & used, other=0.0)
-            value = tl.fma(tl.where(counts, 1.0 - fraction, 0.0)[:, None], feature.to(dtype), value)
-            feature = tl.load(upper + line, mask=(counts & (fraction > 0))[:, None] & used, other=0.0)
-            value = tl.fma(tl.where(counts, fraction, 0.0)[:, None], feature.to(dtype), value)
-    return value
 
 
 def prune_rows_of_pixels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
@@ -227,7 +187,7 @@ def _contiguous_kernel(
         total = tl.zeros((BLOCK_C, BLOCK_W), dtype)
         for start in range(first, last + 1, BLOCK_X):
             column = start + tl.arange(0, BLOCK_X)[None, :]
-            line = _column(
+            line = column_of_map(
                 feature + column,
                 columns,
                 (channel < CHANNELS) & (column <= last),
@@ -285,25 +245,25 @@ def roi_align(
     out = empty_map(features[0], (num_rois, channels, height, width), channels_last)
     if out.numel() == 0:
         return out
+    rois = rois.contiguous()
+    levels = level_tables(
+        [feature.shape for feature in features], spatial_scales, canonical_scale, canonical_level, rois.dtype
+    )
+    pooling = {"POOLED_H": height, "POOLED_W": width, "RATIO": max(sampling_ratio, 0)}
+    wide = max(math.prod(feature.shape[1:]) for feature in features) >= 2**31
     arguments = {
-        **level_tables(
-            [feature.shape for feature in features],
-            spatial_scales,
-            canonical_scale,
-            canonical_level,
-            rois.dtype,
-        ),
+        **levels,
+        **pooling,
         "rois_bucket": tuning.bucket(num_rois),
         "CHANNELS": channels,
-        "POOLED_H": height,
-        "POOLED_W": width,
-        "RATIO": max(sampling_ratio, 0),
         "ALIGNED": aligned,
-        "WIDE": max(math.prod(feature.shape[1:]) for feature in features) >= 2**31,
+        "WIDE": wide,
     }
-    tensors = (tuple(features), rois.contiguous(), out)
+    tensors = (tuple(features), rois, out)
     with tuning.on_device_of(rois):
-        if channels_last:
+        if channels_last and suits_neighbours(out.dtype, num_rois, output_size, sampling_ratio):
+            roi_align_neighbours(features, rois, out, levels, pooling, aligned, wide)
+        elif channels_last:
             tuning.launch(
                 _channels_last_kernel,
                 lambda meta: (num_rois, triton.cdiv(channels, meta["BLOCK_C"])),
