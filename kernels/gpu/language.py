@@ -117,7 +117,10 @@ def tent(pixel, position, counts):
 
 @triton.jit
 def column_of_map(pointer, line, used, row, y_grid, y_first, y_stop, y_count, RATIO: tl.constexpr):
-    """One column of the map summed along y for each row of bins; `line` is the distance of two rows."""
+    """One column of the map summed along y for each row of bins.
+
+    `line` is the distance of two rows of the map: a number, or one for each row of bins.
+    """
     index_type: tl.constexpr = line.dtype
     dtype: tl.constexpr = y_grid[0].dtype
     value = tl.zeros(used.shape, dtype)
@@ -151,7 +154,8 @@ def column_of_map(pointer, line, used, row, y_grid, y_first, y_stop, y_count, RA
             upper = pointer + (top.to(index_type) * line)[:, None]
             feature = tl.load(upper, mask=counts[:, None] & used, other=0.0)
             value = tl.fma(tl.where(counts, 1.0 - fraction, 0.0)[:, None], feature.to(dtype), value)
-            feature = tl.load(upper + line, mask=(counts & (fraction > 0))[:, None] & used, other=0.0)
+            lower = pointer + ((top + 1).to(index_type) * line)[:, None]
+            feature = tl.load(lower, mask=(counts & (fraction > 0))[:, None] & used, other=0.0)
             value = tl.fma(tl.where(counts, fraction, 0.0)[:, None], feature.to(dtype), value)
     return value
 

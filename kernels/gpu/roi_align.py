@@ -107,7 +107,7 @@ def _channels_last_kernel(
                     pixel = tl.minimum(missing, columns.to(tl.int32) - 1)
                     left = right
                     right = column_of_map(
-                        feature + pixel * CHANNELS,
+                        feature + pixel.to(index_type) * CHANNELS,
                         columns * CHANNELS,
                         used,
                         row,

@@ -18,24 +18,19 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import tuning
-from kernels.gpu.language import (
-    column_of_map,
-    pick,
-    pick_pointer,
-    sample,
-    sample_range,
-    share_of_sample,
-)
+from kernels.gpu.language import column_of_map, pick, pick_pointer, sample, sample_range, share_of_sample
 from kernels.gpu.roi_geometry import load_roi
 
-BLOCK, KEYS = 32, 64  # RoIs that a program puts in order, and keys that it compares at a time
-MOST = 1 << 16  # RoIs; the work of comparing all with all grows with the square
+BLOCK = 32  # RoIs that a program puts in order
+KEYS = 32  # that it compares with them at a time
+MOST = 1 << 14  # RoIs; comparing all with all grows with the square, and costs two thirds of what is saved here
 
 
 def suits_neighbours(dtype: torch.dtype, num_rois: int, output_size: tuple[int, int], sampling_ratio: int) -> bool:
-    """Whether several RoIs a program are the better form. There is a bit for each sample along x in 32."""
+    """Whether several RoIs a program are the better form: see above, and each sample along x has a bit in 32."""
     height, width = output_size
-    return dtype == torch.float32 and height <= 8 and 0 < sampling_ratio * width <= 32 and num_rois <= MOST
+    sampled = 0 < sampling_ratio <= 4 and sampling_ratio * width <= 32
+    return dtype == torch.float32 and height <= 8 and sampled and num_rois <= MOST
 
 
 def roi_align_neighbours(
@@ -55,6 +50,28 @@ def roi_align_neighbours(
         wide: whether a map of an image has 2 ** 31 values or more.
     """
     num_rois, channels = out.shape[:2]
+    order, place, grid = order_rois(rois, levels, pooling, aligned)
+    tuning.launch(
+        _neighbours_kernel,
+        lambda meta: (triton.cdiv(num_rois, meta["ROIS"]), triton.cdiv(channels, meta["BLOCK_C"])),
+        (tuple(features), order, place, grid, out),
+        num_rois=num_rois,
+        rois_bucket=tuning.bucket(num_rois),
+        bins=pooling["POOLED_W"],
+        LEVELS=levels["LEVELS"],
+        CHANNELS=channels,
+        **pooling,
+        WIDE=wide,
+        BLOCK_H=triton.next_power_of_2(pooling["POOLED_H"]),
+        enable_fp_fusion=False,
+    )
+
+
+def order_rois(
+    rois: Tensor, levels: Mapping[str, Any], pooling: Mapping[str, Any], aligned: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """RoIs [K] in an order in which neighbours overlap, int32, and how each is sampled: see `_order_kernel`."""
+    num_rois = rois.shape[0]
     order = rois.new_empty(num_rois, dtype=torch.int32)
     place = rois.new_empty((num_rois, 4), dtype=torch.int32)
     grid = rois.new_empty((num_rois, 10))
@@ -71,19 +88,7 @@ def roi_align_neighbours(
         num_warps=4,
         enable_fp_fusion=False,
     )
-    tuning.launch(
-        _neighbours_kernel,
-        lambda meta: (triton.cdiv(num_rois, meta["ROIS"]), triton.cdiv(channels, meta["BLOCK_C"])),
-        (tuple(features), order, place, grid, out),
-        num_rois=num_rois,
-        rois_bucket=tuning.bucket(num_rois),
-        LEVELS=levels["LEVELS"],
-        CHANNELS=channels,
-        **pooling,
-        WIDE=wide,
-        BLOCK_H=triton.next_power_of_2(pooling["POOLED_H"]),
-        enable_fp_fusion=False,
-    )
+    return order, place, grid
 
 
 @triton.jit(do_not_specialize=["num_images", "num_rois"])
@@ -183,27 +188,30 @@ def _spread(x):
 
 
 def prune_neighbours(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Of `tuning.within_channels`, those that hold 16 bytes of a tensor in a thread, which is one access. If there are
-    none, those that hold least above that.
+    """Of `tuning.within_channels`, those that hold 16 bytes of a tensor in a thread, which is one access, or else the
+    nearest to it.
     """
     fitting = tuning.within_channels(configs, arguments)
 
-    def held(config: triton.Config) -> float:
+    def misses(config: triton.Config) -> float:
         values = arguments["BLOCK_H"] * config.kwargs["ROIS"] * config.kwargs["BLOCK_C"]
         return float(abs(values * arguments["out_ptr"].element_size() / (32 * config.num_warps) - 16))
 
-    return [each for each in fitting if held(each) == min(map(held, fitting))]
+    return [each for each in fitting if misses(each) == min(map(misses, fitting))]
 
 
 @tuning.tuned(
     configs=[
         triton.Config({"ROIS": rois, "BLOCK_C": block}, num_warps=warps)
-        for rois, block, warps in [(4, 32, 8), (2, 32, 4), (8, 32, 16), (2, 64, 8), (4, 64, 16), (4, 32, 4), (4, 32, 2)]
+        for rois, block, warps in [
+            *[(4, 32, 8), (2, 32, 4), (8, 32, 16), (2, 64, 8), (4, 64, 16)],  # for 5 to 8 rows of bins
+            *[(4, 32, 4), (2, 32, 2), (4, 32, 2), (2, 32, 1)],  # for 3 and 4, and for fewer
+        ]
     ],
     key=["CHANNELS", "POOLED_H", "POOLED_W", "RATIO", "LEVELS", "rois_bucket"],
     prune=prune_neighbours,
 )
-@triton.jit(do_not_specialize=["num_rois", "rois_bucket"])
+@triton.jit(do_not_specialize=["num_rois", "rois_bucket", "bins"])
 def _neighbours_kernel(
     features,  # per level [N, H_l, W_l, C]
     order_ptr,  # see `_order_kernel` for this and the next two
@@ -212,6 +220,7 @@ def _neighbours_kernel(
     out_ptr,  # [K, PH, PW, C]
     num_rois,
     rois_bucket,
+    bins,  # POOLED_W, where it must be no constant: the loop would be unrolled on AMD, and registers spilled
     LEVELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     POOLED_H: tl.constexpr,
@@ -256,7 +265,7 @@ def _neighbours_kernel(
             used = (inside & (level == each))[:, None] & (channel < CHANNELS)
             left = tl.zeros((ROIS * BLOCK_H, BLOCK_C), dtype)  # the columns around the sample before
             right = tl.zeros((ROIS * BLOCK_H, BLOCK_C), dtype)
-            for bin_x in range(POOLED_W):
+            for bin_x in range(bins):
                 total = tl.zeros((ROIS * BLOCK_H, BLOCK_C), dtype)
                 for number in range(RATIO):
                     bit = bin_x * RATIO + number
@@ -268,13 +277,13 @@ def _neighbours_kernel(
                         if (any_two >> bit) & 1:
                             both = ((two >> bit) & 1 != 0)[:, None]
                             values = column_of_map(
-                                feature + (column * CHANNELS)[:, None], columns * CHANNELS, used & both,
+                                feature + (column.to(index_type) * CHANNELS)[:, None], columns * CHANNELS, used & both,
                                 row, y_grid, y_first, y_stop, RATIO, RATIO,
                             )  # fmt: skip
                             left = tl.where(both, values, left)
                         pixel = tl.minimum(column + 1, columns.to(tl.int32) - 1)
                         values = column_of_map(
-                            feature + (pixel * CHANNELS)[:, None], columns * CHANNELS, used & fresh,
+                            feature + (pixel.to(index_type) * CHANNELS)[:, None], columns * CHANNELS, used & fresh,
                             row, y_grid, y_first, y_stop, RATIO, RATIO,
                         )  # fmt: skip
                         right = tl.where(fresh, values, right)
