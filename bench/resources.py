@@ -39,6 +39,7 @@ WIDTH_WITHOUT_TERMINAL = 200
 # says in channels-last layout. What the other kernels of RoIAlign's backward read is the same for all channels.
 HOT_LOADS = {
     "_channels_last_kernel": ("features",),
+    "_neighbours_kernel": ("features",),
     "gather_kernel": ("grad_ptr",),
     "_sum_kernel": ("sums_ptr",),
     "_logits_kernel": ("features_ptr",),

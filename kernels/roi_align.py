@@ -1,4 +1,4 @@
-"""RoIAlign (Mask R-CNN, section 3), for one feature map and for a feature pyramid in one launch."""
+"""RoIAlign (Mask R-CNN, section 3), for one feature map and for a feature pyramid at once."""
 
 import math
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def multiscale_roi_align(
     canonical_scale: float = 224,
     canonical_level: int = 4,
 ) -> Tensor:
-    """RoIAlign on the pyramid level that suits each box's size, for all levels and images in one launch.
+    """RoIAlign on the pyramid level that suits each box's size, for all levels and images at once.
 
     A box of area w x h takes level floor(canonical_level + log2(sqrt(w h) / canonical_scale) + 1e-6), limited to
     the levels there are (Feature Pyramid Networks, equation 1); torchvision.ops.MultiScaleRoIAlign.

@@ -1,4 +1,4 @@
-"""RoIAlign over all pyramid levels and images in one launch, forward.
+"""RoIAlign over all pyramid levels and images at once, forward.
 
 A bin is the mean of bilinear samples (Mask R-CNN, section 3). Bilinear sampling on a regular grid is
 separable (`kernels.gpu.language`): with y weights Wy and x weights Wx the bins of a RoI are Wy F Wx' /
@@ -7,6 +7,12 @@ samples.
 Channels last: a program takes a RoI and a block of channels, one row of bins to a warp. It walks along x and
 holds two neighbouring columns of the map, already summed along y, so that each column is read once per row of
 bins, as rows of channels of 16 bytes a thread; there is no shared memory and no barrier.
+
+Few bins of float32 maps, as the box head has: a program takes several RoIs that overlap and walks over them together
+(`kernels.gpu.roi_neighbours`), so that L2 is asked once for what they share. Of 1,024 RoIs with 256 channels at 7x7
+that lowers the bound of the virtual H100 from 63 to 43 us. Elsewhere the instructions of walking together outweigh it:
+with two RoIs a program the bound rises from 96 to 112 us at 14x14, and from 31.4 to 33.1 us in bfloat16 at 7x7, where
+half as much is read.
 
 Contiguous maps: a warp takes a row of bins of a few channels. It reads the rows of the map, 32 neighbouring pixels
 at a time, sums them along y, and each bin then gathers its columns from the lanes that hold them.

@@ -6,7 +6,8 @@ place in it is the number of keys below its own, which needs no sort. Programs t
 all of them from left to right together, so that what one has read the others find in the L1 cache.
 
 Neighbours take a step when any of them needs a new column, and the others wait: that costs instructions, and pays
-where reading takes longest: 32-bit maps, whose windows are large beside the few bins that are written.
+where reading takes longest: 32-bit maps, whose windows are large beside the few bins that are written
+(`kernels.gpu.roi_align` has figures).
 """
 
 from collections.abc import Mapping, Sequence

@@ -148,7 +148,7 @@ def test_a_wrong_call(arguments: list[str], told: str, capsys: pytest.CaptureFix
 def test_kernels_with_hot_loads_are_those_that_are_launched() -> None:
     """A kernel or an argument that has another name by now would go without its check."""
     operations = ("multiscale_roi_align", "roi_pool", "mask_predict")
-    found = {launch.name: launch for _, launch in resources.launches(operations, ["bfloat16"])}
+    found = {launch.name: launch for _, launch in resources.launches(operations, ["float32", "bfloat16"])}
     for kernel, arguments in resources.HOT_LOADS.items():
         assert set(arguments) <= set(found[kernel].kernel.arg_names)
         assert set(arguments) == set(resources.hot_bytes(found[kernel], found[kernel].configs[0]))
@@ -168,7 +168,7 @@ def test_the_gather_reads_four_channels_a_thread_or_16_bytes() -> None:
 @pytest.mark.compiled
 def test_a_configuration_is_compiled_and_read() -> None:
     launches = [launch for _, launch in resources.launches(["roi_align"], ["float32"])]
-    launch = next(each for each in launches if each.name == "_channels_last_kernel")
+    launch = next(each for each in launches if each.name == "_neighbours_kernel")
     for target, row_bytes in (("sm_90", 16), ("gfx942", 8)):  # twice the threads read the same row
         row = resources.examine(launch, "a test", launch.configs[0], target)
         assert row.demand is not None

@@ -31,7 +31,7 @@ def test_roi_align() -> None:
         assert row.figures["moved, MB"] == pytest.approx(moved)
         assert row.figures["DRAM / least"] == pytest.approx(moved / row.figures["least, MB"])
     assert 0.98 < forward.figures["DRAM / least"] < 1.1
-    assert forward.figures["launches"] == 1
+    assert forward.figures["launches"] == 2  # RoIs are put in order, then pooled
     theirs = count_torchvision("roi_align", 7, 4, TINY)
     assert [row.case for row in theirs] == [forward.case, backward.case]
     assert theirs[0].figures["M atomic sectors"] == 0 < theirs[1].figures["M atomic sectors"]

@@ -140,6 +140,7 @@ def every_launch() -> list[Launch]:
     return [
         *roi_align_launches(channels_last=True),
         *roi_align_launches(channels_last=False),
+        next(roi_align_launches(size=14)),  # the other form of the forward pass in float32
         *other_launches(),
         *mask_runs_launches(),
         *decode_boxes_launches(),
@@ -205,8 +206,11 @@ def test_defaults_fit_in_registers(name: str) -> None:
 @pytest.mark.parametrize("target", [AMPERE, HOPPER], ids=lambda target: str(target.arch))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rows_of_channels_are_read_and_written_16_bytes_at_a_time(dtype: torch.dtype, target: GPUTarget) -> None:
-    for launch in roi_align_launches(dtype):
-        if launch.name in ("_channels_last_kernel", "gather_kernel"):
+    launches = [*roi_align_launches(dtype), *roi_align_launches(dtype, size=14)]
+    forms = {"_channels_last_kernel", *(["_neighbours_kernel"] if dtype == torch.float32 else [])}
+    assert forms <= {launch.name for launch in launches}
+    for launch in launches:
+        if launch.name in (*forms, "gather_kernel"):
             ptx = launch.compile(launch.configs[0], target).asm["ptx"]
             # Eight sums a thread for each of eight pixels would not fit: the gather takes four channels of any width.
             width = "v2" if launch.name == "gather_kernel" and dtype == torch.bfloat16 else "v4"

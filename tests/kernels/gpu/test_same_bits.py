@@ -129,6 +129,9 @@ def match_boxes() -> list[Tensor]:
 
 CASES: dict[str, Callable[[], list[Tensor]]] = {
     "roi_align, channels last": lambda: roi_align(torch.float32, LAST, 2, 256),
+    "roi_align, channels last, 4 x 4": lambda: roi_align(torch.float32, LAST, 2, 32, 4),
+    "roi_align, channels last, 2 x 2": lambda: roi_align(torch.float32, LAST, 3, 32, 2),
+    "roi_align, channels last, many samples": lambda: roi_align(torch.float32, LAST, 5, 256),
     "roi_align, channels last, bfloat16": lambda: roi_align(torch.bfloat16, LAST, 2, 256),
     "roi_align, channels last, 14 x 14": lambda: roi_align(torch.float32, LAST, 2, 128, 14),
     "roi_align, channels last, 14 x 14, bfloat16": lambda: roi_align(torch.bfloat16, LAST, 2, 128, 14),

@@ -17,6 +17,7 @@ from kernels.gpu import (
     rasterize,
     roi_align,
     roi_gather,
+    roi_neighbours,
     roi_pool,
     tuning,
 )
@@ -24,6 +25,7 @@ from kernels.gpu import (
 KERNELS = [
     roi_align._channels_last_kernel,
     roi_align._contiguous_kernel,
+    roi_neighbours._neighbours_kernel,
     roi_gather.gather_kernel,
     nms._mask_kernel,
     nms._reduce_kernel,
@@ -80,6 +82,39 @@ def test_adaptive_sampling_leaves_few_values_to_a_thread(dtype: torch.dtype) -> 
     left = tuning.pruned_configs(roi_align._contiguous_kernel, (), arguments)
     assert len(left) > 1
     assert {c.kwargs["BLOCK_C"] / c.num_warps for c in left} == {4}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 8])
+@pytest.mark.parametrize("channels", [8, 32, 256])
+def test_neighbours_hold_16_bytes_a_thread(channels: int, rows: int) -> None:
+    arguments = {"out_ptr": torch.empty(1), "CHANNELS": channels, "BLOCK_H": rows}
+    left = tuning.pruned_configs(roi_neighbours._neighbours_kernel, (), arguments)
+    held = [rows * c.kwargs["ROIS"] * c.kwargs["BLOCK_C"] * 4 / (32 * c.num_warps) for c in left]
+    if channels >= 32:
+        assert set(held) == {8 if rows == 1 else 16}
+        assert len(left) >= (3 if rows == 8 else 2)
+    else:  # the narrowest block, wider than the channels
+        assert [config.kwargs["BLOCK_C"] for config in left] == [32]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rois", "size", "ratio", "expected"),
+    [
+        (torch.float32, 1000, (7, 7), 2, True),
+        (torch.float32, 1000, (8, 8), 4, True),
+        (torch.bfloat16, 1000, (7, 7), 2, False),
+        (torch.float64, 1000, (7, 7), 2, False),
+        (torch.float32, 1000, (14, 14), 2, False),
+        (torch.float32, 1000, (7, 17), 2, False),  # more samples than bits
+        (torch.float32, 1000, (7, 7), -1, False),
+        (torch.float32, 1000, (2, 2), 5, False),
+        (torch.float32, 1 << 20, (7, 7), 2, False),
+    ],
+)
+def test_where_rois_are_taken_together(
+    dtype: torch.dtype, rois: int, size: tuple[int, int], ratio: int, expected: bool
+) -> None:
+    assert roi_neighbours.suits_neighbours(dtype, rois, size, ratio) == expected
 
 
 @pytest.mark.parametrize(
