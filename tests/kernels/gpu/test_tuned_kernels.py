@@ -134,7 +134,7 @@ def test_pruning_is_plain_python(kernel: Autotuner, monkeypatch: pytest.MonkeyPa
 def test_every_configuration_can_be_taken(kernel: Autotuner) -> None:
     """By some launch: what pruning always removes would never be tuned."""
     taken: set[str] = set()
-    for channels, size, flag, dtype in product((16, 64, 256, 1024), (7, 14, 28, 64), (False, True), DTYPES):
+    for channels, size, flag, dtype in product((16, 64, 256, 1024), (2, 7, 14, 28, 64), (False, True), DTYPES):
         arguments: dict[str, Any] = dict.fromkeys(kernel.arg_names, channels)
         arguments |= {argument: torch.empty(1, dtype=dtype) for argument in arguments if argument.endswith("_ptr")}
         arguments |= dict.fromkeys(FLAGS & set(arguments), flag)
@@ -162,6 +162,7 @@ def test_one_more_of_anything_in_a_bucket_is_the_same_key(monkeypatch: pytest.Mo
             for memory_format in (torch.channels_last, torch.contiguous_format):
                 features = torch.zeros(2, 16, 8, 8).contiguous(memory_format=memory_format).requires_grad_()
                 kernels.roi_align(features, rois, 7).sum().backward()
+                kernels.roi_align(features, rois, 7, sampling_ratio=2)
                 kernels.roi_pool(features, rois, 7).sum().backward()
             kernels.segmented_nms(boxes[None], boxes[None, :, 0], 0.5, number)
             logits = torch.zeros(number, 16, 4, 4, requires_grad=True)
