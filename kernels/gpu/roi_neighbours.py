@@ -205,7 +205,7 @@ def prune_neighbours(configs: Sequence[triton.Config], arguments: Mapping[str, A
     configs=[
         triton.Config({"ROIS": rois, "BLOCK_C": block}, num_warps=warps)
         for rois, block, warps in [
-            *[(4, 32, 8), (2, 32, 4), (8, 32, 16), (2, 64, 8), (4, 64, 16)],  # for 5 to 8 rows of bins
+            *[(4, 32, 8), (2, 32, 4), (2, 64, 8), (4, 64, 16)],  # for 5 to 8 rows of bins
             *[(4, 32, 4), (2, 32, 2), (4, 32, 2), (2, 32, 1)],  # for 3 and 4, and for fewer
         ]
     ],

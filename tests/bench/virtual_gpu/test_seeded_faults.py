@@ -27,6 +27,8 @@ from kernels.gpu import tuning
 pytestmark = pytest.mark.compiled
 
 FORMATS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}
+# The file with the form of RoIAlign that features of a dtype take, channels last.
+FORMS = {torch.bfloat16: "roi_align", torch.float32: "roi_neighbours"}
 # In an image of 60 x 48 pixels; the last reaches the lower right corner of the last image.
 ROIS = torch.tensor([[0, 10.3, 5.2, 30.1, 33.7], [1, -20, -10, 12, 30], [0, 8.1, 3.3, 8.1, 30.7], [1, 30, 20, 75, 60]])
 
@@ -48,20 +50,22 @@ def verify(feature: Tensor, rois: Tensor = ROIS) -> None:
     assert_error_rule(ours, truth, plain.to(feature.dtype), feature.dtype)
 
 
+@pytest.mark.parametrize("dtype", FORMS, ids=str)
 @pytest.mark.parametrize("layout", FORMATS)
-def test_a_copy_is_sound(layout: str, tmp_path: Path) -> None:
+def test_a_copy_is_sound(layout: str, dtype: torch.dtype, tmp_path: Path) -> None:
     with seeded(tmp_path, "roi_align"):
-        verify(features(layout))
+        verify(features(layout, dtype=dtype))
 
 
-def test_an_index_past_the_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", FORMS, ids=str)
+def test_an_index_past_the_end(dtype: torch.dtype, tmp_path: Path) -> None:
     """The column right of the map has weight 0: every result is right, and yet the last row's is past the end."""
-    with seeded(
-        tmp_path, "roi_align", "roi_align", "pixel = tl.minimum(missing, columns.to(tl.int32) - 1)", "pixel = missing"
-    ):
-        verify(features(), ROIS[:3])
+    pixel = {torch.bfloat16: "missing", torch.float32: "column + 1"}[dtype]
+    old = f"pixel = tl.minimum({pixel}, columns.to(tl.int32) - 1)"
+    with seeded(tmp_path, "roi_align", FORMS[dtype], old, f"pixel = {pixel}"):
+        verify(features(dtype=dtype), ROIS[:3])
         with pytest.raises(VirtualGpuError, match=r"global memory out of bounds: .*ld\.global"):
-            verify(features())
+            verify(features(dtype=dtype))
 
 
 def test_a_missing_mask(tmp_path: Path) -> None:
@@ -73,21 +77,26 @@ def test_a_missing_mask(tmp_path: Path) -> None:
         verify(features("contiguous"))
 
 
-def test_a_mask_that_leaves_something_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", FORMS, ids=str)
+def test_a_mask_that_leaves_something_out(dtype: torch.dtype, tmp_path: Path) -> None:
+    mask = {torch.bfloat16: "used = ({})", torch.float32: "inside = (rank < num_rois) & ({})"}[dtype]
+    old, new = mask.format("row < POOLED_H"), mask.format("row < POOLED_H - 1")
     with (
-        seeded(tmp_path, "roi_align", "roi_align", "used = (row < POOLED_H)", "used = (row < POOLED_H - 1)"),
+        seeded(tmp_path, "roi_align", FORMS[dtype], old, new),
         pytest.raises(AssertionError, match="unwritten"),
     ):
-        verify(features())
+        verify(features(dtype=dtype))
 
 
-def test_a_swapped_stride(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", FORMS, ids=str)
+def test_a_swapped_stride(dtype: torch.dtype, tmp_path: Path) -> None:
     """Rows of the map are 12 pixels apart instead of 15: every access is within bounds and the numbers are wrong."""
+    stride = {torch.bfloat16: "{} * CHANNELS,\n", torch.float32: "{} * CHANNELS, used & both"}[dtype]
     with (
-        seeded(tmp_path, "roi_align", "roi_align", "columns * CHANNELS,\n", "rows * CHANNELS,\n"),
+        seeded(tmp_path, "roi_align", FORMS[dtype], stride.format("columns"), stride.format("rows")),
         pytest.raises(AssertionError, match=r"error .* is above"),
     ):
-        verify(features())
+        verify(features(dtype=dtype))
 
 
 def test_half_coordinates_beyond_a_thousand_pixels(tmp_path: Path) -> None:
