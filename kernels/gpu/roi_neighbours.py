@@ -24,7 +24,7 @@ from kernels.gpu.roi_geometry import load_roi
 
 BLOCK = 32  # RoIs that a program puts in order
 KEYS = 32  # that it compares with them at a time
-MOST = 1 << 14  # RoIs; comparing all with all grows with the square, and costs two thirds of what is saved here
+MOST = 1 << 14  # RoIs; comparing all with all grows with the square, and costs half of what is saved here
 
 
 def suits_neighbours(dtype: torch.dtype, num_rois: int, output_size: tuple[int, int], sampling_ratio: int) -> bool:
