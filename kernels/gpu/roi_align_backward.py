@@ -6,14 +6,15 @@ transpose of the forward pass. Before the sums comes what is the same for all ch
 
 1. `roi_buckets`: for each tile of 8 x 8 pixels the set of the RoIs that reach it;
 2. `roi_weights`: for each RoI the weights of its bins, along y and along x;
-3. `roi_shares`: how many warps each part of 2 x 4 pixels wants for its work; several get slots of scratch.
+3. `roi_shares`: how many warps each part of 2 x 4 pixels wants for its work: one, one for each row, or several for a
+   row, which get slots of scratch.
 
-Then a warp of `roi_gather` owns a part of a tile and a block of channels. It goes through the RoIs of the tile in
-the order of their index. For each column of bins that reaches the part it loads every bin once, sums it along y for
-each row, and gives the sums to the pixels along x. It adds in registers, in the precision of the boxes, and stores
-once in the gradient's dtype; what no RoI reaches are stores of zeros, and nothing is cleared before. Where warps
-share a part they store to their slots instead, in the precision of the boxes, and `roi_shares` adds these up. The
-sum for a pixel does not depend on the configuration.
+Then a warp of `roi_gather` owns a part of a tile, or a row of it, and a block of channels. It goes through the RoIs of
+the tile in the order of their index. For each column of bins that reaches the part it loads every bin once, sums it
+along y for each row, and gives the sums to the pixels along x. It adds in registers, in the precision of the boxes, and
+stores once in the gradient's dtype; what no RoI reaches are stores of zeros, and nothing is cleared before. Where warps
+share a row they store to their slots instead, in the precision of the boxes, and `roi_shares` adds these up. The sum
+for a pixel does not depend on the configuration.
 
 Every launch has a size that the host knows, and nothing waits for the device.
 """
@@ -79,7 +80,8 @@ def roi_align_backward(
                 tuple(grads),
                 shares.sums,
                 shares.number,
-                shares.part,
+                shares.todo,
+                shares.row,
                 shares.share,
                 grad.permute(0, 2, 3, 1).contiguous(),
                 buckets.order,
@@ -96,8 +98,8 @@ def roi_align_backward(
             words=buckets.members.shape[1],
             rows=weights.rows,
             columns=weights.columns,
-            parts=shares.number.numel(),
-            slots=len(shares.part),
+            parts=shares.number.numel() // PART[0],
+            slots=len(shares.row),
             LEVELS=len(feature_shapes),
             CHANNELS=channels,
             POOLED_H=output_size[0],

@@ -34,9 +34,10 @@ def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[
 @triton.jit(do_not_specialize=["num_images", "rois_bucket", "words", "rows", "columns", "parts", "slots"])
 def gather_kernel(
     grads,  # per level [N, C, H_l, W_l], contiguous or channels last: the result
-    sums_ptr,  # see `Shares` for this and the next three
+    sums_ptr,  # see `Shares` for this and the next four
     number_ptr,
-    part_ptr,
+    todo_ptr,
+    row_ptr,
     share_ptr,
     grad_ptr,  # [K, PH, PW, C]
     order_ptr,  # see `TileBuckets` for this and the next three
@@ -69,67 +70,88 @@ def gather_kernel(
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Program (ROWS of a part, block of channels). Slots come first, then parts, those of coarse levels before others.
-
-    A part is PART_ROWS quads of pixels below one another.
-    """
+    """Program (ROWS of a part or a slot, block of channels); a part is PART_ROWS quads of pixels below one another."""
     TIMES: tl.constexpr = PART_ROWS // ROWS
-    slot = tl.program_id(0) // TIMES
+    todo = parts - 1 - tl.program_id(0) // TIMES
     row = tl.program_id(0) % TIMES * ROWS
-    share = 0
-    if slot < slots:
-        part = tl.load(part_ptr + slot)
-        share = tl.load(share_ptr + slot, mask=part >= 0, other=0)
-    else:
-        part = parts - 1 - (slot - slots)
-    number = tl.load(number_ptr + part, mask=part >= 0, other=0)
-    if (part >= 0) & ((slot < slots) | (number <= 1)):
+    if slots > 0:
+        todo = tl.load(todo_ptr + tl.program_id(0) // TIMES)
+    slot = todo - parts
+    dealt = slot >= 0
+    part, share = todo, 0
+    if dealt:
+        row_of_part = tl.load(row_ptr + slot)
+        part = tl.where(row == 0, row_of_part // PART_ROWS, -1)
+        row = row_of_part % PART_ROWS
+        share = tl.load(share_ptr + slot)
+    if part >= 0:
         level, image, y, x = place_of_part(place_ptr, part, TILE, PART_ROWS, QUAD)
         y += row
         height = pick(levels[0], level, LEVELS).to(tl.int32)
         width = pick(levels[1], level, LEVELS).to(tl.int32)
         if (y < height) & (x < width):
+            number = tl.load(number_ptr + part * PART_ROWS + row)
             channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-            zero = tl.zeros((BLOCK_C,), weight_ptr.dtype.element_ty)
-            upper = zero, zero, zero, zero
-            lower = zero, zero, zero, zero
-            if number > 0:
-                tables = weight_ptr, reach_ptr, grid_ptr, rows, columns
-                segment = level * num_images + image
-                begin = tl.load(begin_ptr + segment).to(tl.int32)
-                end = tl.load(begin_ptr + segment + 1).to(tl.int32)
-                tile = part // (TILE * TILE // (PART_ROWS * QUAD))
-                members = member_ptr + tile.to(tl.int64) * words
-                turn = number - share
-                for group in range(begin, end, GROUP):
-                    left_to_do = tl.load(members)
-                    members += 1
-                    while left_to_do != 0:
-                        lowest = left_to_do & -left_to_do
-                        left_to_do ^= lowest
-                        turn = tl.where(turn == number, 1, turn + 1)
-                        if turn == 1:
-                            roi = tl.load(order_ptr + group + log2_of_bit(lowest))
-                            upper, lower = _add_roi(
-                                upper, lower, roi, y, x, grad_ptr + channels, channels < CHANNELS, tables, CHANNELS,
-                                POOLED_H, POOLED_W, ALIGNED, QUAD, SKEW, ROWS, CHANNELS % BLOCK_C == 0,
-                            )  # fmt: skip
-
-            if slot < slots:
-                of_slot = sums_ptr + slot.to(tl.int64) * (PART_ROWS * QUAD * CHANNELS)
-                _store(
-                    of_slot, upper, lower, channels, row * QUAD, QUAD, PART_ROWS * QUAD, QUAD, ROWS,
-                    CHANNELS, CHANNELS_LAST, ROWS,
+            tables = weight_ptr, reach_ptr, grid_ptr, rows, columns
+            segment = level * num_images + image
+            begin = tl.load(begin_ptr + segment).to(tl.int32)
+            end = tl.load(begin_ptr + segment + 1).to(tl.int32)
+            tile = part // (TILE * TILE // (PART_ROWS * QUAD))
+            rois = order_ptr, member_ptr + tile.to(tl.int64) * words, begin, tl.where(number > 0, end, begin)
+            index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+            across = width.to(index_type)
+            plane = height * across
+            out = pick_pointer(grads, level, LEVELS) + image.to(tl.int64) * (plane * CHANNELS)
+            pixel = y * across + x
+            if dealt:
+                upper, lower = _sum_rois(
+                    rois, share, number, y, x, grad_ptr, channels, tables, CHANNELS,
+                    POOLED_H, POOLED_W, ALIGNED, QUAD, SKEW, 1, GROUP, BLOCK_C,
                 )  # fmt: skip
+                if number > 1:
+                    of_slot = sums_ptr + slot.to(tl.int64) * (QUAD * CHANNELS)
+                    _store(of_slot, upper, lower, channels, 0, QUAD, QUAD, QUAD, 1, CHANNELS, CHANNELS_LAST, 1)
+                else:
+                    _store(
+                        out, upper, lower, channels, pixel, across, plane, width - x, 1, CHANNELS, CHANNELS_LAST, 1
+                    )  # fmt: skip
             else:
-                index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
-                across = width.to(index_type)
-                plane = height * across
-                out = pick_pointer(grads, level, LEVELS) + image.to(tl.int64) * (plane * CHANNELS)
+                upper, lower = _sum_rois(
+                    rois, 0, 1, y, x, grad_ptr, channels, tables, CHANNELS,
+                    POOLED_H, POOLED_W, ALIGNED, QUAD, SKEW, ROWS, GROUP, BLOCK_C,
+                )  # fmt: skip
                 _store(
-                    out, upper, lower, channels, y * across + x, across, plane, width - x, height - y,
+                    out, upper, lower, channels, pixel, across, plane, width - x, height - y,
                     CHANNELS, CHANNELS_LAST, ROWS,
                 )  # fmt: skip
+
+
+@triton.jit
+def _sum_rois(
+    rois, share, number, y, x, grad_ptr, channels, tables,
+    CHANNELS: tl.constexpr, POOLED_H: tl.constexpr, POOLED_W: tl.constexpr, ALIGNED: tl.constexpr,
+    QUAD: tl.constexpr, SKEW: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The sums for the quads at (y, x) and below, of every `number`-th RoI of a tile from `share` on."""
+    order_ptr, members, begin, end = rois
+    zero = tl.zeros((BLOCK_C,), tables[0].dtype.element_ty)
+    upper = zero, zero, zero, zero
+    lower = zero, zero, zero, zero
+    turn = number - share
+    for group in range(begin, end, GROUP):
+        left_to_do = tl.load(members)
+        members += 1
+        while left_to_do != 0:
+            lowest = left_to_do & -left_to_do
+            left_to_do ^= lowest
+            turn = tl.where(turn == number, 1, turn + 1)
+            if turn == 1:
+                roi = tl.load(order_ptr + group + log2_of_bit(lowest))
+                upper, lower = _add_roi(
+                    upper, lower, roi, y, x, grad_ptr + channels, channels < CHANNELS, tables, CHANNELS,
+                    POOLED_H, POOLED_W, ALIGNED, QUAD, SKEW, ROWS, CHANNELS % BLOCK_C == 0,
+                )  # fmt: skip
+    return upper, lower
 
 
 @triton.jit

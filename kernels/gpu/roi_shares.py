@@ -1,16 +1,19 @@
 """Crowded parts of tiles, shared by several warps, and the sums of their sums.
 
 Proposals crowd around objects: some pixels are reached by fifty RoIs and most by none. A warp that adds fifty still
-works when all others are done. So the RoIs of a part with much work are dealt out, as cards are, to 3 to 32 warps: more
-than the work asks for, as some get more than others. What each gives to the pixels of the part goes to a slot of
-scratch, and a last kernel adds the slots of a part in their order and stores the gradient. Where there are too few
-RoIs for that, no slots are made.
+works when all others are done. So the rows of a part with much work each get a warp of their own. Where a row still
+has much work, its RoIs are dealt out, as cards are, to 2 to 32 warps. What each gives to the pixels of the row goes to
+a slot of scratch, and a last kernel adds the slots of a row in their order and stores the gradient.
 
-Work is counted from the bins that reach the part, so that only what really is crowded goes through scratch.
+Work is counted from the bins that reach the part, so that only what really is crowded is dealt out, and little goes
+through scratch.
 
-How many warps share a part depends on its work alone, so that every configuration and every run adds in the same
-order. The host knows how many slots there are. If there is so much work that these do not do, all parts get
+How many warps share a row depends on the work for its part alone, so that every configuration and every run adds in
+the same order. The host knows how many slots there are. If there is so much work that these do not do, all parts get
 proportionately fewer of them, and no warp works for long beside the whole.
+
+The gather takes one (level, image) after another, coarse levels first: what crowds there, then all else. So the longest
+warps start early, and the RoIs are still in the L2 cache that both want.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +31,8 @@ from kernels.gpu.roi_buckets import GROUP, TILE, TileBuckets
 from kernels.gpu.roi_weights import RoiWeights
 
 PART = 2, 4  # rows and columns of a part of a tile
-WORK, SHARE = 11300, 5300  # that a warp may do alone, and should where RoIs are dealt out; see `_work`
-MOST = 32  # warps for a part
+WORK, SHARE = 13200, 8000  # that a warp may do alone, and should where RoIs are dealt out; see `_work`
+MOST = 32  # warps for a row of a part
 SLOTS, SCRATCH = 1536, 3 << 20  # of an image at most, and of the values in them
 PARTS, BLOCK = 256, 1024  # dealt out and values summed at a time
 
@@ -39,14 +42,20 @@ class Shares:
     """Which warp sums what.
 
     Attributes:
-        number: [tiles, parts] warps that share each PART of a tile, row after row; 0 where no RoI reaches it.
-        part: [slots] whose share it is, counted through all tiles; -1 for unused slots. Those of a part are neighbours.
-        share: [slots] from 0 for each part.
-        sums: [slots, PART, C] where maps are channels last, else [slots, C, PART]; in the precision of the boxes.
+        number: [tiles, parts, PART rows] warps that share each row of a PART of a tile, parts row after row. Where a
+            part is left whole, 1 if a RoI reaches it, else 0.
+        todo: [parts + slots] what the gather does one after another: a part, counted through all tiles, that is whole;
+            or a slot, counted from the number of parts on; or nothing, -1. Not written if there are no slots.
+        row: [slots] whose share it is, counted through all rows of parts; -1 for unused slots. Those of a row are
+            neighbours.
+        share: [slots] from 0 for each row.
+        sums: [slots, PART columns, C] where maps are channels last, else [slots, C, PART columns]; in the precision of
+            the boxes. Used where several share a row.
     """
 
     number: Tensor
-    part: Tensor
+    todo: Tensor
+    row: Tensor
     share: Tensor
     sums: Tensor
 
@@ -54,18 +63,19 @@ class Shares:
 def deal_shares(
     buckets: TileBuckets, weights: RoiWeights, images: int, channels: int, pooling: Mapping[str, Any]
 ) -> Shares:
-    """Says which parts are dealt out and makes room for their sums; no slots where all are alone.
+    """Says which parts are dealt out and makes room for their sums; no slots where all are whole.
 
     Args:
         pooling: POOLED_H and POOLED_W.
     """
     tiles, words = buckets.members.shape
-    number = buckets.members.new_empty((tiles, TILE * TILE // (PART[0] * PART[1])))
-    wanted = number.new_empty(number.shape)
+    parts = tiles * (TILE * TILE // (PART[0] * PART[1]))
+    number = buckets.members.new_empty((tiles, parts // tiles, PART[0]))
+    wanted = number.new_empty((2, parts))
     tuning.launch(
         _work_kernel,
         (tiles,),
-        (buckets.order, buckets.begin, buckets.place, buckets.members, weights.reach, wanted, number),
+        (buckets.order, buckets.begin, buckets.place, buckets.members, weights.reach, *wanted, number),
         num_images=images,
         words=words,
         rows=weights.rows,
@@ -79,24 +89,24 @@ def deal_shares(
         COLUMNS=PART[1],
         num_warps=1,
     )
-    values = PART[0] * PART[1] * channels
-    work = len(buckets.order) * _work.fn(pooling["POOLED_H"], pooling["POOLED_W"])
-    slots = min(number.numel() * MOST, images * max(1, min(SLOTS, SCRATCH // values))) if work > WORK else 0
-    part, share = number.new_empty(slots), number.new_empty(slots)
+    values = PART[1] * channels
+    most_work = len(buckets.order) * (75 + pooling["POOLED_W"] * (48 + 31 * pooling["POOLED_H"]))  # see `_work`
+    slots = min(2 * parts * MOST, images * max(2, min(SLOTS, SCRATCH // values))) if most_work > WORK else 0
+    todo, row, share = number.new_empty(parts + slots), number.new_empty(slots), number.new_empty(slots)
     sums = buckets.grid.new_empty((slots, values))
     if slots == 0:
-        return Shares(number, part, share, sums)
-    end = torch.cumsum(wanted.view(-1), 0)
+        return Shares(number, todo, row, share, sums)
+    end = torch.cumsum(wanted[0], 0, dtype=torch.int32)
     tuning.launch(
         _deal_kernel,
-        (triton.cdiv(max(number.numel(), slots), PARTS),),
-        (wanted, end, number, part, share),
-        parts=number.numel(),
+        (triton.cdiv(max(parts, slots), PARTS),),
+        (buckets.place, *wanted, end, number, todo, row, share),
+        parts=parts,
         slots=slots,
-        MOST=MOST,
+        TILE_PARTS=parts // tiles,
         BLOCK=PARTS,
     )
-    return Shares(number, part, share, sums)
+    return Shares(number, todo, row, share, sums)
 
 
 def sum_shares(
@@ -108,7 +118,7 @@ def sum_shares(
     channels_last: bool,
     wide: bool,
 ) -> None:
-    """Writes the gradient of the parts that were dealt out.
+    """Writes the gradient of the rows that several warps shared.
 
     Args:
         grads: of each level.
@@ -121,7 +131,7 @@ def sum_shares(
     tuning.launch(
         _sum_kernel,
         (slots, triton.cdiv(values, BLOCK)),
-        (tuple(grads), shares.sums, shares.number, shares.part, shares.share, buckets.place),
+        (tuple(grads), shares.sums, shares.number, shares.row, shares.share, buckets.place),
         levels=levels["levels"],
         LEVELS=levels["LEVELS"],
         CHANNELS=channels,
@@ -141,8 +151,9 @@ def _work_kernel(
     place_ptr,
     member_ptr,
     reach_ptr,  # see `RoiWeights`
-    wanted_ptr,  # [tiles, parts] warps that should share the work for each part; 0: one will do
-    number_ptr,  # [tiles, parts] 1 for parts that a RoI reaches, else 0
+    wanted_ptr,  # [tiles, parts] warps that should share the work for each; 0: the part may be whole
+    upper_ptr,  # [tiles, parts] of them, those for the upper row
+    number_ptr,  # [tiles, parts, ROWS] 1 for parts that a RoI reaches, else 0
     num_images,
     words,
     rows,
@@ -157,15 +168,19 @@ def _work_kernel(
 ):
     """Program counts the work for the parts of a tile."""
     PARTS: tl.constexpr = TILE * TILE // (ROWS * COLUMNS)
+    tl.static_assert(ROWS == 2)
     tile = tl.program_id(0)
     part = tl.arange(0, PARTS)
     _, _, y, x = place_of_part(place_ptr, tile * PARTS + part, TILE, ROWS, COLUMNS)
-    segment = tl.load(place_ptr + tile * 4) * num_images + tl.load(place_ptr + tile * 4 + 1)
+    segment = tl.load(place_ptr + tile * 6) * num_images + tl.load(place_ptr + tile * 6 + 1)
     begin = tl.load(begin_ptr + segment).to(tl.int32)
     end = tl.load(begin_ptr + segment + 1).to(tl.int32)
     members = member_ptr + tile.to(tl.int64) * words
     lane = tl.arange(0, GROUP)[:, None]
-    work = tl.zeros((PARTS,), tl.int32)
+    reached = tl.zeros((PARTS,), tl.int32)
+    whole = tl.zeros((PARTS,), tl.int32)
+    upper = tl.zeros((PARTS,), tl.int32)
+    lower = tl.zeros((PARTS,), tl.int32)
     for group in range(begin, end, GROUP):
         bits = tl.load(members)
         members += 1
@@ -173,50 +188,83 @@ def _work_kernel(
             hit = (bits >> lane) & 1 != 0
             reach = reach_ptr + tl.load(order_ptr + group + lane, mask=hit, other=0) * (2 * (rows + columns))
             of_rows, of_columns = reach + y[None, :], reach + 2 * rows + x[None, :]
-            y_bins = tl.load(of_rows + rows + (ROWS - 1), mask=hit, other=-1) - tl.load(of_rows, mask=hit, other=0) + 1
-            x_bins = tl.load(of_columns + columns + (COLUMNS - 1), mask=hit, other=-1)
-            x_bins = x_bins - tl.load(of_columns, mask=hit, other=0) + 1
-            work += tl.sum(tl.where((y_bins > 0) & (x_bins > 0), _work(y_bins, x_bins), 0), 0)
-            work = tl.minimum(work, SHARE * MOST)
-    tl.store(
-        wanted_ptr + tile * PARTS + part,
-        tl.where(work > WORK, tl.cdiv(work, SHARE), 0),
-    )
-    tl.store(number_ptr + tile * PARTS + part, (work > 0).to(tl.int32))
+            first, last = tl.load(of_rows, mask=hit, other=0), tl.load(of_rows + rows, mask=hit, other=-1)
+            first_below = tl.load(of_rows + 1, mask=hit, other=0)
+            last_below = tl.load(of_rows + rows + 1, mask=hit, other=-1)
+            across = tl.load(of_columns + columns + (COLUMNS - 1), mask=hit, other=-1)
+            across = across - tl.load(of_columns, mask=hit, other=0) + 1
+            reached += tl.sum((hit & (last_below >= first) & (across > 0)).to(tl.int32), 0)
+            whole += tl.sum(tl.where(hit, _work(last_below - first + 1, across, 2), 0), 0)
+            upper += tl.sum(tl.where(hit, _work(last - first + 1, across, 1), 0), 0)
+            lower += tl.sum(tl.where(hit, _work(last_below - first_below + 1, across, 1), 0), 0)
+            whole = tl.minimum(whole, SHARE * MOST)
+            upper, lower = tl.minimum(upper, SHARE * MOST), tl.minimum(lower, SHARE * MOST)
+    upper = tl.where(upper > WORK, tl.cdiv(upper, SHARE), 1)
+    lower = tl.where(lower > WORK, tl.cdiv(lower, SHARE), 1)
+    at = tile * PARTS + part
+    tl.store(wanted_ptr + at, tl.where(whole > WORK, upper + lower, 0))
+    tl.store(upper_ptr + at, upper)
+    tl.store(number_ptr + at * ROWS, (reached > 0).to(tl.int32))
+    tl.store(number_ptr + at * ROWS + 1, (reached > 0).to(tl.int32))
 
 
 @triton.jit
-def _work(y_bins, x_bins):
-    """About the instructions that add so many bins of a RoI to a part, four channels a thread."""
-    return 60 + x_bins * (40 + 22 * y_bins)
+def _work(y_bins, x_bins, ROWS: tl.constexpr):
+    """About the instructions that add so many bins of a RoI to ROWS rows of a part, or that see that there are none."""
+    more = tl.maximum(y_bins - 3, 0)  # bins of a row, whose weights are not kept
+    if ROWS == 2:
+        work = 75 + x_bins * (48 + 20 * y_bins + 11 * more)
+    else:
+        work = 75 + x_bins * (32 + 15 * y_bins + 9 * more)
+    return tl.where((y_bins > 0) & (x_bins > 0), work, 28)
 
 
 @triton.jit(do_not_specialize=["parts", "slots"])
 def _deal_kernel(
-    wanted_ptr,  # [parts] see `_work_kernel`
+    place_ptr,  # see `TileBuckets`
+    wanted_ptr,  # [parts] see `_work_kernel`, and the next
+    upper_ptr,
     end_ptr,  # [parts] sum of wanted up to and with each
-    number_ptr,  # [parts] see `_work_kernel`, and `Shares` once this is done
-    part_ptr,  # [slots] see `Shares`, and the next
+    number_ptr,  # [parts, 2] see `_work_kernel`, and `Shares` once this is done
+    todo_ptr,  # see `Shares` for this and the next two
+    row_ptr,
     share_ptr,
     parts,
     slots,
-    MOST: tl.constexpr,
+    TILE_PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Program gives slots to BLOCK parts, and marks those of BLOCK slots that nobody wants."""
     part = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = part < parts
     wanted = tl.load(wanted_ptr + part, mask=inside, other=0)
+    upper = tl.load(upper_ptr + part, mask=inside, other=0)
     end = tl.load(end_ptr + part, mask=inside, other=0)
     all_wanted = tl.load(end_ptr + parts - 1)
+    all_used = _scaled(all_wanted, slots, all_wanted)
     end, begin = _scaled(end, slots, all_wanted), _scaled(end - wanted, slots, all_wanted)
     number = end - begin
-    tl.store(number_ptr + part, number, mask=inside & (number > 1))
-    for share in range(MOST):
-        tl.store(part_ptr + begin + share, tl.where(number > 1, part, -1), mask=inside & (share < number))
-        tl.store(share_ptr + begin + share, tl.zeros_like(part) + share, mask=inside & (share < number))
-    unused = (part < slots) & (part >= _scaled(all_wanted, slots, all_wanted))
-    tl.store(part_ptr + part, tl.full((BLOCK,), -1, tl.int32), mask=unused)
+    dealt = number > 1  # one warp for each row at least
+    upper = tl.where(dealt, tl.minimum(tl.maximum(number * upper // tl.maximum(wanted, 1), 1), number - 1), 0)
+    tl.store(number_ptr + 2 * part, upper, mask=inside & dealt)
+    tl.store(number_ptr + 2 * part + 1, number - upper, mask=inside & dealt)
+
+    place = place_ptr + part // TILE_PARTS * 6
+    first = tl.load(place + 4, mask=inside, other=0) * TILE_PARTS  # part of the same level and image
+    last = tl.load(place + 5, mask=inside, other=0) * TILE_PARTS + (TILE_PARTS - 1)
+    before = _scaled(tl.load(end_ptr + first - 1, mask=inside & (first > 0), other=0), slots, all_wanted)
+    until = _scaled(tl.load(end_ptr + last, mask=inside, other=0), slots, all_wanted)
+    turn = (parts - 1 - last) + (all_used - until)
+    for i in range(tl.max(number)):
+        given = inside & (i < number)
+        lower = (i >= upper).to(tl.int32)
+        tl.store(row_ptr + begin + i, tl.where(dealt, 2 * part + lower, -1), mask=given)
+        tl.store(share_ptr + begin + i, i - upper * lower, mask=given)
+        tl.store(todo_ptr + turn + (begin - before) + i, tl.where(dealt, parts + begin + i, -1), mask=given)
+    tl.store(todo_ptr + turn + (until - before) + (last - part), tl.where(dealt, -1, part), mask=inside)
+    unused = (part < slots) & (part >= all_used)
+    tl.store(row_ptr + part, tl.full((BLOCK,), -1, tl.int32), mask=unused)
+    tl.store(todo_ptr + parts + part, tl.full((BLOCK,), -1, tl.int32), mask=unused)
 
 
 @triton.jit
@@ -230,7 +278,7 @@ def _sum_kernel(
     grads,  # per level [N, C, H_l, W_l], contiguous or channels last
     sums_ptr,  # see `Shares` for this and the next three
     number_ptr,
-    part_ptr,
+    row_ptr,
     share_ptr,
     place_ptr,  # see `TileBuckets`
     levels,  # as in `level_tables`
@@ -243,14 +291,15 @@ def _sum_kernel(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Program (slot, block of values) adds all shares of a part, if the slot is that of its first."""
-    VALUES: tl.constexpr = ROWS * COLUMNS * CHANNELS
+    """Program (slot, block of values) adds all shares of a row, if the slot is that of its first of several."""
+    VALUES: tl.constexpr = COLUMNS * CHANNELS
     slot = tl.program_id(0)
-    part = tl.load(part_ptr + slot)
-    if tl.load(share_ptr + slot, mask=part >= 0, other=-1) == 0:
+    row = tl.load(row_ptr + slot)
+    share = tl.load(share_ptr + slot, mask=row >= 0, other=-1)
+    number = tl.load(number_ptr + row, mask=share == 0, other=0)
+    if number > 1:
         value = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = value < VALUES
-        number = tl.load(number_ptr + part)
         source = sums_ptr + slot.to(tl.int64) * VALUES + value
         total = tl.zeros((BLOCK,), sums_ptr.dtype.element_ty)
         for share in range(0, number, 2):  # two loads at a time
@@ -259,7 +308,8 @@ def _sum_kernel(
             total = total + first + second
             source += 2 * VALUES
 
-        level, image, y, x = place_of_part(place_ptr, part, TILE, ROWS, COLUMNS)
+        level, image, y, x = place_of_part(place_ptr, row // ROWS, TILE, ROWS, COLUMNS)
+        y += row % ROWS
         height = pick(levels[0], level, LEVELS).to(tl.int32)
         width = pick(levels[1], level, LEVELS).to(tl.int32)
         index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
@@ -267,21 +317,19 @@ def _sum_kernel(
         plane = height * across
         out = pick_pointer(grads, level, LEVELS) + image.to(tl.int64) * (plane * CHANNELS)
         if CHANNELS_LAST:
-            row, column = value // (CHANNELS * COLUMNS), value // CHANNELS % COLUMNS
-            out += (y * across + x) * CHANNELS
-            out += row * (across * CHANNELS) + value % (CHANNELS * COLUMNS)
+            column = value // CHANNELS
+            out += (y * across + x) * CHANNELS + value
         else:
-            row, column = value // COLUMNS % ROWS, value % COLUMNS
-            out += y * across + x + value // (ROWS * COLUMNS) * plane + row * across + column
-        inside = inside & (row < height - y) & (column < width - x)
-        tl.store(out, total.to(out.dtype.element_ty), mask=inside)
+            column = value % COLUMNS
+            out += y * across + x + value // COLUMNS * plane + column
+        tl.store(out, total.to(out.dtype.element_ty), mask=inside & (column < width - x) & (y < height))
 
 
 @triton.jit
 def place_of_part(place_ptr, part, TILE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Level, image, first row and first column of a part, counted through all tiles."""
     PARTS: tl.constexpr = TILE * TILE // (ROWS * COLUMNS)
-    place_ptr += part // PARTS * 4
+    place_ptr += part // PARTS * 6
     y = tl.load(place_ptr + 2) + part % PARTS // (TILE // COLUMNS) * ROWS
     x = tl.load(place_ptr + 3) + part % (TILE // COLUMNS) * COLUMNS
     return tl.load(place_ptr), tl.load(place_ptr + 1), y, x
