@@ -92,7 +92,6 @@ def roi_align_backward(
                 weights.weight,
                 weights.reach,
             ),
-            levels=levels["levels"],
             num_images=images,
             rois_bucket=tuning.bucket(num_rois),
             words=buckets.members.shape[1],
@@ -113,5 +112,5 @@ def roi_align_backward(
             SKEW=SKEW,
             PART_ROWS=PART[0],
         )
-        sum_shares(grads, buckets, shares, levels, channels, channels_last, wide)
+        sum_shares(grads, buckets, shares, channels, channels_last, wide)
     return grads

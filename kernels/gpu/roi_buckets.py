@@ -32,7 +32,8 @@ class TileBuckets:
     Attributes:
         order: [K] RoIs by level, then image, then index; those without a gradient last.
         begin: [LEVELS * N + 1] where in `order` each (level, image) begins.
-        place: [tiles, 6] level, image, first row, first column, and of its (level, image) the first tile and the last.
+        place: [tiles, 8] level, image, first row, first column; first and last tile of the (level, image); its height
+            and width in pixels.
         members: [tiles, words] bit i of word w is set if the RoI at begin + w * GROUP + i in `order` reaches the tile.
         window: [4, K] first and last row, first and last column that each RoI reaches; first > last: none.
         grid: [K, 10] start, bin, samples, step and extent along y, then along x, of each RoI (see `sampling_grid`).
@@ -82,7 +83,7 @@ def bucket_rois(
     segments = levels["LEVELS"] * levels["num_images"] + 1
     begin = torch.searchsorted(segment, torch.arange(segments, dtype=torch.int32, device=rois.device))
     words = triton.cdiv(num_rois, GROUP)
-    place = rois.new_empty((tiles, 6), dtype=torch.int32)
+    place = rois.new_empty((tiles, 8), dtype=torch.int32)
     members = rois.new_empty((tiles, words), dtype=torch.int32)
     tuning.launch(
         _tile_kernel,
@@ -168,14 +169,10 @@ def _tile_kernel(
 ):
     """Program finds the RoIs of a tile."""
     tile = tl.program_id(0)
-    level, image, y_tile, x_tile, first, last = _place(tile, levels, num_images, LEVELS, TILE)
-    place_ptr += tile * 6
-    tl.store(place_ptr, level)
-    tl.store(place_ptr + 1, image)
-    tl.store(place_ptr + 2, y_tile)
-    tl.store(place_ptr + 3, x_tile)
-    tl.store(place_ptr + 4, first)
-    tl.store(place_ptr + 5, last)
+    place = _place(tile, levels, num_images, LEVELS, TILE)
+    for i in tl.static_range(8):
+        tl.store(place_ptr + tile * 8 + i, place[i])
+    level, image, y_tile, x_tile = place[0], place[1], place[2], place[3]
     member_ptr += tile.to(tl.int64) * words
     segment = level * num_images + image
     begin = tl.load(begin_ptr + segment).to(tl.int32)
@@ -205,17 +202,16 @@ def _place(tile, levels, num_images, LEVELS: tl.constexpr, TILE: tl.constexpr):
     """What `TileBuckets.place` says of a tile."""
     level = tl.zeros_like(tile)
     first = tl.zeros_like(tile)  # tile of the level
-    across = tl.cdiv(tl.cast(levels[1][0], tl.int32), TILE)
-    down = tl.cdiv(tl.cast(levels[0][0], tl.int32), TILE)
-    tiles = across * down
+    height, width = tl.cast(levels[0][0], tl.int32), tl.cast(levels[1][0], tl.int32)
+    tiles = tl.cdiv(height, TILE) * tl.cdiv(width, TILE)
     for i in tl.static_range(1, LEVELS):
         if (level == i - 1) & (tile - first >= num_images * tiles):
             level = tl.full((), i, tl.int32)
             first += num_images * tiles
-            across = tl.cdiv(tl.cast(levels[1][i], tl.int32), TILE)
-            down = tl.cdiv(tl.cast(levels[0][i], tl.int32), TILE)
-            tiles = across * down
+            height, width = tl.cast(levels[0][i], tl.int32), tl.cast(levels[1][i], tl.int32)
+            tiles = tl.cdiv(height, TILE) * tl.cdiv(width, TILE)
     image = (tile - first) // tiles
     first += image * tiles
     tile -= first
-    return level, image, tile // across * TILE, tile % across * TILE, first, first + tiles - 1
+    across = tl.cdiv(width, TILE)
+    return level, image, tile // across * TILE, tile % across * TILE, first, first + tiles - 1, height, width

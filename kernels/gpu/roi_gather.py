@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from kernels.gpu import tuning
-from kernels.gpu.language import log2_of_bit, pick, pick_pointer
+from kernels.gpu.language import log2_of_bit, pick_pointer
 from kernels.gpu.roi_shares import place_of_part
 
 
@@ -47,7 +47,6 @@ def gather_kernel(
     grid_ptr,
     weight_ptr,  # see `RoiWeights` for this and the next
     reach_ptr,
-    levels,  # as in `level_tables`
     num_images,
     rois_bucket,
     words,
@@ -85,10 +84,8 @@ def gather_kernel(
         row = row_of_part % PART_ROWS
         share = tl.load(share_ptr + slot)
     if part >= 0:
-        level, image, y, x = place_of_part(place_ptr, part, TILE, PART_ROWS, QUAD)
+        level, image, y, x, height, width = place_of_part(place_ptr, part, TILE, PART_ROWS, QUAD)
         y += row
-        height = pick(levels[0], level, LEVELS).to(tl.int32)
-        width = pick(levels[1], level, LEVELS).to(tl.int32)
         if (y < height) & (x < width):
             number = tl.load(number_ptr + part * PART_ROWS + row)
             channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import tuning
-from kernels.gpu.language import pick, pick_pointer
+from kernels.gpu.language import pick_pointer
 from kernels.gpu.roi_buckets import GROUP, TILE, TileBuckets
 from kernels.gpu.roi_weights import RoiWeights
 
@@ -113,7 +113,6 @@ def sum_shares(
     grads: Sequence[Tensor],
     buckets: TileBuckets,
     shares: Shares,
-    levels: Mapping[str, Any],
     channels: int,
     channels_last: bool,
     wide: bool,
@@ -122,7 +121,6 @@ def sum_shares(
 
     Args:
         grads: of each level.
-        levels: see `level_tables`.
         wide: whether a map of an image has 2 ** 31 values or more.
     """
     slots, values = shares.sums.shape
@@ -132,8 +130,7 @@ def sum_shares(
         _sum_kernel,
         (slots, triton.cdiv(values, BLOCK)),
         (tuple(grads), shares.sums, shares.number, shares.row, shares.share, buckets.place),
-        levels=levels["levels"],
-        LEVELS=levels["LEVELS"],
+        LEVELS=len(grads),
         CHANNELS=channels,
         CHANNELS_LAST=channels_last,
         WIDE=wide,
@@ -171,8 +168,8 @@ def _work_kernel(
     tl.static_assert(ROWS == 2)
     tile = tl.program_id(0)
     part = tl.arange(0, PARTS)
-    _, _, y, x = place_of_part(place_ptr, tile * PARTS + part, TILE, ROWS, COLUMNS)
-    segment = tl.load(place_ptr + tile * 6) * num_images + tl.load(place_ptr + tile * 6 + 1)
+    _, _, y, x, _, _ = place_of_part(place_ptr, tile * PARTS + part, TILE, ROWS, COLUMNS)
+    segment = tl.load(place_ptr + tile * 8) * num_images + tl.load(place_ptr + tile * 8 + 1)
     begin = tl.load(begin_ptr + segment).to(tl.int32)
     end = tl.load(begin_ptr + segment + 1).to(tl.int32)
     members = member_ptr + tile.to(tl.int64) * words
@@ -249,7 +246,7 @@ def _deal_kernel(
     tl.store(number_ptr + 2 * part, upper, mask=inside & dealt)
     tl.store(number_ptr + 2 * part + 1, number - upper, mask=inside & dealt)
 
-    place = place_ptr + part // TILE_PARTS * 6
+    place = place_ptr + part // TILE_PARTS * 8
     first = tl.load(place + 4, mask=inside, other=0) * TILE_PARTS  # part of the same level and image
     last = tl.load(place + 5, mask=inside, other=0) * TILE_PARTS + (TILE_PARTS - 1)
     before = _scaled(tl.load(end_ptr + first - 1, mask=inside & (first > 0), other=0), slots, all_wanted)
@@ -281,7 +278,6 @@ def _sum_kernel(
     row_ptr,
     share_ptr,
     place_ptr,  # see `TileBuckets`
-    levels,  # as in `level_tables`
     LEVELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -308,10 +304,8 @@ def _sum_kernel(
             total = total + first + second
             source += 2 * VALUES
 
-        level, image, y, x = place_of_part(place_ptr, row // ROWS, TILE, ROWS, COLUMNS)
+        level, image, y, x, height, width = place_of_part(place_ptr, row // ROWS, TILE, ROWS, COLUMNS)
         y += row % ROWS
-        height = pick(levels[0], level, LEVELS).to(tl.int32)
-        width = pick(levels[1], level, LEVELS).to(tl.int32)
         index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
         across = width.to(index_type)
         plane = height * across
@@ -327,9 +321,9 @@ def _sum_kernel(
 
 @triton.jit
 def place_of_part(place_ptr, part, TILE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Level, image, first row and first column of a part, counted through all tiles."""
+    """Level, image, first row and first column of a part, counted through all tiles; height and width of its map."""
     PARTS: tl.constexpr = TILE * TILE // (ROWS * COLUMNS)
-    place_ptr += part // PARTS * 6
+    place_ptr += part // PARTS * 8
     y = tl.load(place_ptr + 2) + part % PARTS // (TILE // COLUMNS) * ROWS
     x = tl.load(place_ptr + 3) + part % (TILE // COLUMNS) * COLUMNS
-    return tl.load(place_ptr), tl.load(place_ptr + 1), y, x
+    return tl.load(place_ptr), tl.load(place_ptr + 1), y, x, tl.load(place_ptr + 6), tl.load(place_ptr + 7)
