@@ -72,23 +72,20 @@ def roi_align_backward(
     with tuning.on_device_of(rois):
         buckets = bucket_rois(rois, levels, tiles, pooling, aligned)
         weights = roi_weights(buckets.grid, buckets.window, feature_shapes, pooling)
-        shares = deal_shares(buckets, weights, images, channels, pooling)
+        shares = deal_shares(buckets, weights, images, channels, output_size)
         tuning.launch(
             gather_kernel,
             programs,
             (
                 tuple(grads),
-                shares.sums,
-                shares.number,
                 shares.todo,
-                shares.row,
-                shares.share,
+                shares.slot,
+                shares.sums,
                 grad.permute(0, 2, 3, 1).contiguous(),
                 buckets.order,
                 buckets.begin,
                 buckets.place,
                 buckets.members,
-                buckets.grid,
                 weights.weight,
                 weights.reach,
             ),
@@ -97,8 +94,8 @@ def roi_align_backward(
             words=buckets.members.shape[1],
             rows=weights.rows,
             columns=weights.columns,
-            parts=shares.number.numel() // PART[0],
-            slots=len(shares.row),
+            parts=len(shares.todo) - len(shares.slot),
+            slots=len(shares.slot),
             LEVELS=len(feature_shapes),
             CHANNELS=channels,
             POOLED_H=output_size[0],

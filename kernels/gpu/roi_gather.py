@@ -34,17 +34,14 @@ def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[
 @triton.jit(do_not_specialize=["num_images", "rois_bucket", "words", "rows", "columns", "parts", "slots"])
 def gather_kernel(
     grads,  # per level [N, C, H_l, W_l], contiguous or channels last: the result
-    sums_ptr,  # see `Shares` for this and the next four
-    number_ptr,
-    todo_ptr,
-    row_ptr,
-    share_ptr,
+    todo_ptr,  # see `Shares` for this and the next two
+    slot_ptr,
+    sums_ptr,
     grad_ptr,  # [K, PH, PW, C]
     order_ptr,  # see `TileBuckets` for this and the next three
     begin_ptr,
     place_ptr,
     member_ptr,
-    grid_ptr,
     weight_ptr,  # see `RoiWeights` for this and the next
     reach_ptr,
     num_images,
@@ -71,30 +68,29 @@ def gather_kernel(
 ):
     """Program (ROWS of a part or a slot, block of channels); a part is PART_ROWS quads of pixels below one another."""
     TIMES: tl.constexpr = PART_ROWS // ROWS
-    todo = parts - 1 - tl.program_id(0) // TIMES
+    todo = tl.load(todo_ptr + tl.program_id(0) // TIMES)
     row = tl.program_id(0) % TIMES * ROWS
-    if slots > 0:
-        todo = tl.load(todo_ptr + tl.program_id(0) // TIMES)
-    slot = todo - parts
+    reached = todo < parts
+    part = tl.where(reached, todo, todo - parts)
+    slot = part - parts
     dealt = slot >= 0
-    part, share = todo, 0
+    share, number = 0, 1
     if dealt:
-        row_of_part = tl.load(row_ptr + slot)
-        part = tl.where(row == 0, row_of_part // PART_ROWS, -1)
-        row = row_of_part % PART_ROWS
-        share = tl.load(share_ptr + slot)
+        part = tl.where(row == 0, tl.load(slot_ptr + slot * 3) // PART_ROWS, -1)
+        row = tl.load(slot_ptr + slot * 3) % PART_ROWS
+        share = tl.load(slot_ptr + slot * 3 + 1)
+        number = tl.load(slot_ptr + slot * 3 + 2)
     if part >= 0:
         level, image, y, x, height, width = place_of_part(place_ptr, part, TILE, PART_ROWS, QUAD)
         y += row
         if (y < height) & (x < width):
-            number = tl.load(number_ptr + part * PART_ROWS + row)
             channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-            tables = weight_ptr, reach_ptr, grid_ptr, rows, columns
+            tables = weight_ptr, reach_ptr, rows, columns
             segment = level * num_images + image
             begin = tl.load(begin_ptr + segment).to(tl.int32)
             end = tl.load(begin_ptr + segment + 1).to(tl.int32)
             tile = part // (TILE * TILE // (PART_ROWS * QUAD))
-            rois = order_ptr, member_ptr + tile.to(tl.int64) * words, begin, tl.where(number > 0, end, begin)
+            rois = order_ptr, member_ptr + tile.to(tl.int64) * words, begin, tl.where(reached | dealt, end, begin)
             index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
             across = width.to(index_type)
             plane = height * across
@@ -158,8 +154,8 @@ def _add_roi(
     QUAD: tl.constexpr, SKEW: tl.constexpr, ROWS: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """The sums of both quads plus what one RoI gives to them. Only the bins that reach them are visited, each once."""
-    weight_ptr, reach_ptr, grid_ptr, rows, columns = tables
-    reach = reach_ptr + roi * (2 * (rows + columns))
+    weight_ptr, reach_ptr, rows, columns = tables
+    reach = reach_ptr + roi * (2 * (rows + columns) + 2)
     first_y = tl.load(reach + y)
     last_y = tl.load(reach + rows + y + (ROWS - 1))
     if first_y <= last_y:
@@ -182,12 +178,11 @@ def _add_roi(
         down = POOLED_W * CHANNELS
         across = CHANNELS
         if ALIGNED:  # bins may run backwards, tables do not
-            if tl.load(grid_ptr + roi * 10 + 1) < 0:
-                source += (POOLED_H - 1) * POOLED_W * CHANNELS
-            if tl.load(grid_ptr + roi * 10 + 6) < 0:
-                source += (POOLED_W - 1) * CHANNELS
-            down *= tl.where(tl.load(grid_ptr + roi * 10 + 1) < 0, -1, 1)
-            across *= tl.where(tl.load(grid_ptr + roi * 10 + 6) < 0, -1, 1)
+            forward_y = tl.load(reach_ptr + roi * (2 * (rows + columns) + 2) + 2 * (rows + columns))
+            forward_x = tl.load(reach_ptr + roi * (2 * (rows + columns) + 2) + 2 * (rows + columns) + 1)
+            source += ((1 - forward_y) * (POOLED_H - 1) * POOLED_W + (1 - forward_x) * (POOLED_W - 1)) * CHANNELS
+            down *= 2 * forward_y - 1
+            across *= 2 * forward_x - 1
         source += first_y * down + first_x * across
         for _ in range(first_x, last_x + 1):
             grad = _bin(source, used, WHOLE, upper_0.dtype)

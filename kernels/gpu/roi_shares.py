@@ -16,9 +16,8 @@ The gather takes one (level, image) after another, coarse levels first: what cro
 warps start early, and the RoIs are still in the L2 cache that both want.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -42,40 +41,33 @@ class Shares:
     """Which warp sums what.
 
     Attributes:
-        number: [tiles, parts, PART rows] warps that share each row of a PART of a tile, parts row after row. Where a
-            part is left whole, 1 if a RoI reaches it, else 0.
-        todo: [parts + slots] what the gather does one after another: a part, counted through all tiles, that is whole;
-            or a slot, counted from the number of parts on; or nothing, -1. Not written if there are no slots.
-        row: [slots] whose share it is, counted through all rows of parts; -1 for unused slots. Those of a row are
-            neighbours.
-        share: [slots] from 0 for each row.
+        todo: [parts + slots] what the gather does one after another: a PART of a tile that is whole, counted through
+            all tiles, and row after row in a tile; with the number of parts added if no RoI reaches it; or a slot,
+            with twice that number added; or nothing, -1.
+        slot: [slots, 3] whose share it is, counted through all rows of parts, or -1; which, from 0 for each row; and
+            how many there are. Those of a row are neighbours.
         sums: [slots, PART columns, C] where maps are channels last, else [slots, C, PART columns]; in the precision of
             the boxes. Used where several share a row.
     """
 
-    number: Tensor
     todo: Tensor
-    row: Tensor
-    share: Tensor
+    slot: Tensor
     sums: Tensor
 
 
-def deal_shares(
-    buckets: TileBuckets, weights: RoiWeights, images: int, channels: int, pooling: Mapping[str, Any]
-) -> Shares:
-    """Says which parts are dealt out and makes room for their sums; no slots where all are whole.
+def deal_shares(buckets: TileBuckets, weights: RoiWeights, images: int, channels: int, bins: tuple[int, int]) -> Shares:
+    """Says which parts are dealt out and makes room for their sums; no slots where so few RoIs cannot crowd.
 
     Args:
-        pooling: POOLED_H and POOLED_W.
+        bins: of a RoI, along y and x.
     """
     tiles, words = buckets.members.shape
     parts = tiles * (TILE * TILE // (PART[0] * PART[1]))
-    number = buckets.members.new_empty((tiles, parts // tiles, PART[0]))
-    wanted = number.new_empty((2, parts))
+    wanted = buckets.members.new_empty((2, parts))
     tuning.launch(
         _work_kernel,
         (tiles,),
-        (buckets.order, buckets.begin, buckets.place, buckets.members, weights.reach, *wanted, number),
+        (buckets.order, buckets.begin, buckets.place, buckets.members, weights.reach, *wanted),
         num_images=images,
         words=words,
         rows=weights.rows,
@@ -89,24 +81,26 @@ def deal_shares(
         COLUMNS=PART[1],
         num_warps=1,
     )
-    values = PART[1] * channels
-    most_work = len(buckets.order) * (75 + pooling["POOLED_W"] * (48 + 31 * pooling["POOLED_H"]))  # see `_work`
-    slots = min(2 * parts * MOST, images * max(2, min(SLOTS, SCRATCH // values))) if most_work > WORK else 0
-    todo, row, share = number.new_empty(parts + slots), number.new_empty(slots), number.new_empty(slots)
-    sums = buckets.grid.new_empty((slots, values))
-    if slots == 0:
-        return Shares(number, todo, row, share, sums)
     end = torch.cumsum(wanted[0], 0, dtype=torch.int32)
+    values = PART[1] * channels
+    slots = min(2 * parts * MOST, images * max(2, min(SLOTS, SCRATCH // values)))
+    if len(buckets.order) * (75 + bins[1] * (48 + 31 * bins[0])) <= WORK:  # see `_work`
+        slots = 0
+    shares = Shares(
+        todo=wanted.new_empty(parts + slots),
+        slot=wanted.new_empty((slots, 3)),
+        sums=buckets.grid.new_empty((slots, values)),
+    )
     tuning.launch(
         _deal_kernel,
         (triton.cdiv(max(parts, slots), PARTS),),
-        (buckets.place, *wanted, end, number, todo, row, share),
+        (buckets.place, *wanted, end, shares.todo, shares.slot),
         parts=parts,
         slots=slots,
         TILE_PARTS=parts // tiles,
         BLOCK=PARTS,
     )
-    return Shares(number, todo, row, share, sums)
+    return shares
 
 
 def sum_shares(
@@ -129,7 +123,7 @@ def sum_shares(
     tuning.launch(
         _sum_kernel,
         (slots, triton.cdiv(values, BLOCK)),
-        (tuple(grads), shares.sums, shares.number, shares.row, shares.share, buckets.place),
+        (tuple(grads), shares.sums, shares.slot, buckets.place),
         LEVELS=len(grads),
         CHANNELS=channels,
         CHANNELS_LAST=channels_last,
@@ -149,8 +143,7 @@ def _work_kernel(
     member_ptr,
     reach_ptr,  # see `RoiWeights`
     wanted_ptr,  # [tiles, parts] warps that should share the work for each; 0: the part may be whole
-    upper_ptr,  # [tiles, parts] of them, those for the upper row
-    number_ptr,  # [tiles, parts, ROWS] 1 for parts that a RoI reaches, else 0
+    upper_ptr,  # [tiles, parts] of them, those for the upper row; 1 for whole parts that a RoI reaches, else 0
     num_images,
     words,
     rows,
@@ -183,7 +176,7 @@ def _work_kernel(
         members += 1
         if bits != 0:
             hit = (bits >> lane) & 1 != 0
-            reach = reach_ptr + tl.load(order_ptr + group + lane, mask=hit, other=0) * (2 * (rows + columns))
+            reach = reach_ptr + tl.load(order_ptr + group + lane, mask=hit, other=0) * (2 * (rows + columns) + 2)
             of_rows, of_columns = reach + y[None, :], reach + 2 * rows + x[None, :]
             first, last = tl.load(of_rows, mask=hit, other=0), tl.load(of_rows + rows, mask=hit, other=-1)
             first_below = tl.load(of_rows + 1, mask=hit, other=0)
@@ -200,9 +193,7 @@ def _work_kernel(
     lower = tl.where(lower > WORK, tl.cdiv(lower, SHARE), 1)
     at = tile * PARTS + part
     tl.store(wanted_ptr + at, tl.where(whole > WORK, upper + lower, 0))
-    tl.store(upper_ptr + at, upper)
-    tl.store(number_ptr + at * ROWS, (reached > 0).to(tl.int32))
-    tl.store(number_ptr + at * ROWS + 1, (reached > 0).to(tl.int32))
+    tl.store(upper_ptr + at, tl.where(reached > 0, upper, 0))
 
 
 @triton.jit
@@ -222,10 +213,8 @@ def _deal_kernel(
     wanted_ptr,  # [parts] see `_work_kernel`, and the next
     upper_ptr,
     end_ptr,  # [parts] sum of wanted up to and with each
-    number_ptr,  # [parts, 2] see `_work_kernel`, and `Shares` once this is done
-    todo_ptr,  # see `Shares` for this and the next two
-    row_ptr,
-    share_ptr,
+    todo_ptr,  # see `Shares` for this and the next
+    slot_ptr,
     parts,
     slots,
     TILE_PARTS: tl.constexpr,
@@ -242,9 +231,8 @@ def _deal_kernel(
     end, begin = _scaled(end, slots, all_wanted), _scaled(end - wanted, slots, all_wanted)
     number = end - begin
     dealt = number > 1  # one warp for each row at least
-    upper = tl.where(dealt, tl.minimum(tl.maximum(number * upper // tl.maximum(wanted, 1), 1), number - 1), 0)
-    tl.store(number_ptr + 2 * part, upper, mask=inside & dealt)
-    tl.store(number_ptr + 2 * part + 1, number - upper, mask=inside & dealt)
+    reached = upper > 0
+    upper = tl.minimum(tl.maximum(number * upper // tl.maximum(wanted, 1), 1), number - 1)
 
     place = place_ptr + part // TILE_PARTS * 8
     first = tl.load(place + 4, mask=inside, other=0) * TILE_PARTS  # part of the same level and image
@@ -254,13 +242,16 @@ def _deal_kernel(
     turn = (parts - 1 - last) + (all_used - until)
     for i in range(tl.max(number)):
         given = inside & (i < number)
-        lower = (i >= upper).to(tl.int32)
-        tl.store(row_ptr + begin + i, tl.where(dealt, 2 * part + lower, -1), mask=given)
-        tl.store(share_ptr + begin + i, i - upper * lower, mask=given)
-        tl.store(todo_ptr + turn + (begin - before) + i, tl.where(dealt, parts + begin + i, -1), mask=given)
-    tl.store(todo_ptr + turn + (until - before) + (last - part), tl.where(dealt, -1, part), mask=inside)
+        lower = i >= upper
+        slot = slot_ptr + (begin + i) * 3
+        tl.store(slot, tl.where(dealt, 2 * part + lower.to(tl.int32), -1), mask=given)
+        tl.store(slot + 1, tl.where(lower, i - upper, i), mask=given)
+        tl.store(slot + 2, tl.where(lower, number - upper, upper), mask=given)
+        tl.store(todo_ptr + turn + (begin - before) + i, tl.where(dealt, 2 * parts + begin + i, -1), mask=given)
+    whole = tl.where(dealt, -1, tl.where(reached, part, parts + part))
+    tl.store(todo_ptr + turn + (until - before) + (last - part), whole, mask=inside)
     unused = (part < slots) & (part >= all_used)
-    tl.store(row_ptr + part, tl.full((BLOCK,), -1, tl.int32), mask=unused)
+    tl.store(slot_ptr + part * 3, tl.full((BLOCK,), -1, tl.int32), mask=unused)
     tl.store(todo_ptr + parts + part, tl.full((BLOCK,), -1, tl.int32), mask=unused)
 
 
@@ -273,10 +264,8 @@ def _scaled(place, slots, all_wanted):
 @triton.jit
 def _sum_kernel(
     grads,  # per level [N, C, H_l, W_l], contiguous or channels last
-    sums_ptr,  # see `Shares` for this and the next three
-    number_ptr,
-    row_ptr,
-    share_ptr,
+    sums_ptr,  # see `Shares` for this and the next
+    slot_ptr,
     place_ptr,  # see `TileBuckets`
     LEVELS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -290,9 +279,9 @@ def _sum_kernel(
     """Program (slot, block of values) adds all shares of a row, if the slot is that of its first of several."""
     VALUES: tl.constexpr = COLUMNS * CHANNELS
     slot = tl.program_id(0)
-    row = tl.load(row_ptr + slot)
-    share = tl.load(share_ptr + slot, mask=row >= 0, other=-1)
-    number = tl.load(number_ptr + row, mask=share == 0, other=0)
+    row = tl.load(slot_ptr + slot * 3)
+    share = tl.load(slot_ptr + slot * 3 + 1, mask=row >= 0, other=-1)
+    number = tl.load(slot_ptr + slot * 3 + 2, mask=share == 0, other=0)
     if number > 1:
         value = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = value < VALUES

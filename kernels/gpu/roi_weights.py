@@ -34,8 +34,9 @@ class RoiWeights:
         weight: [K, rows + columns + SKEW (PH + PW)] the weight of bin b for row y at y + SKEW b, divided by the number
             of samples, and after rows + SKEW PH the same for columns, not divided. Written only in the window, and
             for each bin from and to multiples of QUAD around the pixels that it reaches.
-        reach: [K, 2 (rows + columns)] first bin and last bin of each row, of each column: those from the first bin of
-            pixel p to the last of q are the ones that reach p to q. First > last: none. Written only in the window.
+        reach: [K, 2 (rows + columns) + 2] first bin and last bin of each row, of each column: those from the first bin
+            of pixel p to the last of q are the ones that reach p to q. First > last: none. Written only in the window.
+            In the end 1 if the RoI's bins run forwards along y, and along x, else 0.
         rows, columns: of the largest map, in whole tiles.
     """
 
@@ -60,7 +61,7 @@ def roi_weights(
     columns = triton.cdiv(max(shape[3] for shape in shapes), tile) * tile
     bins = pooling["POOLED_H"], pooling["POOLED_W"]
     weight = grid.new_empty((num_rois, rows + columns + SKEW * sum(bins)))
-    reach = grid.new_empty((num_rois, 2 * (rows + columns)), dtype=torch.int32)
+    reach = grid.new_empty((num_rois, 2 * (rows + columns) + 2), dtype=torch.int32)
     block = triton.next_power_of_2(max(bins))
     tuning.launch(
         _weights_kernel,
@@ -84,7 +85,7 @@ def _weights_kernel(
     grid_ptr,  # [K, 2, 5] start, bin, samples, step and extent along y, then along x (see `sampling_grid`)
     window_ptr,  # [4, K] first and last row, first and last column that the RoI reaches; first > last: none
     weight_ptr,  # [K, weight_pitch] bands along y, then along x
-    reach_ptr,  # [K, reach_pitch] first bin, then last bin of each pixel, along y, then along x
+    reach_ptr,  # [K, reach_pitch] see `RoiWeights`
     num_rois,
     rows,
     columns,
@@ -100,9 +101,11 @@ def _weights_kernel(
     grid_ptr += roi * 10
     window_ptr += roi
     weight_ptr += roi * (rows + columns + SKEW * (POOLED_H + POOLED_W))
-    reach_ptr += roi * (2 * (rows + columns))
+    reach_ptr += roi * (2 * (rows + columns) + 2)
     y_grid = _load_grid(grid_ptr)
     x_grid = _load_grid(grid_ptr + 5)
+    tl.store(reach_ptr + 2 * (rows + columns), (y_grid[1] >= 0).to(tl.int32))
+    tl.store(reach_ptr + 2 * (rows + columns) + 1, (x_grid[1] >= 0).to(tl.int32))
     share = share_of_sample(y_grid, x_grid)
     if tl.program_id(1) == 0:
         _axis(

@@ -70,9 +70,9 @@ def test_multiscale_roi_align(dtype: torch.dtype, layout: str) -> None:
         assert not bool(unwritten(a).any())
         assert_error_rule(a, b, c, dtype)
     names = [launch.kernel for launch in record.launches]
-    backward = ["_window_kernel", "_tile_kernel", "_weights_kernel", "_work_kernel", "gather_kernel"]
     together = dtype == torch.float32 and layout == "channels last"
     forward = ["_order_kernel", "_neighbours_kernel"] if together else [f"_{layout.replace(' ', '_')}_kernel"]
+    backward = ["_window_kernel", "_tile_kernel", "_weights_kernel", "_work_kernel", "_deal_kernel", "gather_kernel"]
     assert names == [*forward, *backward]
 
 

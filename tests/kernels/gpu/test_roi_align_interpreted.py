@@ -195,17 +195,18 @@ def test_crowded_pixels(
     rois[:, 1:] += torch.arange(17)[:, None] * 0.37
     Case(dtype, channels_last, rois=rois, aligned=aligned).check()
     (shares,) = dealt
-    used = shares.row >= 0
-    rows, number = torch.unique(shares.row[used], return_counts=True)
-    assert torch.equal(number, shares.number.flatten()[rows.long()].long())
+    parts = len(shares.todo) - len(shares.slot)
+    used = shares.slot[:, 0] >= 0
+    rows, number = torch.unique(shares.slot[used, 0], return_counts=True)
     assert used.sum() <= 2 * slots
+    for row, share, of in shares.slot[used].tolist():
+        assert 0 <= share < of == number[rows == row]
     if slots == 200:
         assert number.min() == 1
         assert number.max() >= 4
-    parts = shares.number.shape[0] * shares.number.shape[1]
     todo = shares.todo[shares.todo >= 0]
-    assert torch.equal(todo[todo >= parts].sort()[0] - parts, torch.nonzero(used)[:, 0])
-    done = torch.cat([todo[todo < parts], (rows // 2).unique()])
+    assert torch.equal(todo[todo >= 2 * parts].sort()[0] - 2 * parts, torch.nonzero(used)[:, 0])
+    done = torch.cat([todo[todo < 2 * parts] % parts, (rows // 2).unique()])
     assert torch.equal(done.sort()[0], torch.arange(parts))
 
 
