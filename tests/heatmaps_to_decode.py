@@ -111,6 +111,15 @@ def check_odd_values() -> None:
     assert keypoints.tolist() == [[[290.5, 1.5, 1]], [[3.5, 1.5, 1]]]
 
 
+def check_outer_weight() -> None:
+    """Of one pixel of -1 the largest value is minus the outer weight at its extreme, 4/3 pixels away: 1/9, by hand."""
+    heatmaps = torch.zeros(1, 1, 12, 1)
+    heatmaps[0, 0, 5] = -1
+    keypoints, scores = decode_keypoints(heatmaps, torch.tensor([[0.0, 0, 1, 36]]))
+    assert abs(scores.item() * 9 - 1) < 2 * torch.finfo(torch.float32).eps
+    assert keypoints.tolist() == [[[0.5, 12.5, 1]]]
+
+
 def check_unusable_boxes() -> None:
     nan, inf = float("nan"), float("inf")
     boxes = torch.tensor([[nan, 0, 9, 9], [0, 0, inf, 9], [0, -inf, 9, 9], [0, 0, 9, 1e9], [-3e38, 0, 3e38, 9]])

@@ -41,8 +41,9 @@ def _weights(length: int, size: int, like: Tensor) -> Tensor:
     position = scale * (torch.arange(length, dtype=like.dtype, device=like.device) + 0.5) - 0.5
     before = position.floor()
     part = position - before
+    rest = 1 - part
     weights = like.new_zeros((length, size))
-    for tap, weight in zip(range(-1, 3), (_far(part + 1), _near(part), _near(1 - part), _far(2 - part)), strict=True):
+    for tap, weight in zip(range(-1, 3), (_far(part, rest), _near(part), _near(rest), _far(rest, part)), strict=True):
         index = (before.to(torch.int64) + tap).clamp(0, size - 1)
         weights.scatter_add_(1, index[:, None], weight[:, None])
     return weights
@@ -53,6 +54,6 @@ def _near(distance: Tensor) -> Tensor:
     return (1.25 * distance - 2.25) * distance * distance + 1
 
 
-def _far(distance: Tensor) -> Tensor:
-    """Cubic weight from one pixel away to two."""
-    return ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
+def _far(beyond: Tensor, rest: Tensor) -> Tensor:
+    """Cubic weight 1 + `beyond` = 2 - `rest` pixels away: as factors, as terms of up to 6 would cancel."""
+    return -0.75 * beyond * rest * rest

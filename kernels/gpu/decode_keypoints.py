@@ -6,7 +6,7 @@ registers, and while rows of the box lie between the same rows of the heatmap, a
 the walk passes a row of the heatmap, the four move on by one.
 
 A column keeps its largest value and the first row that has it; only at the end are columns compared. So the first of
-equal values wins, row after row. The weights are those of PyTorch's bicubic resizing, in its order.
+equal values wins, row after row. The weights are those of PyTorch's bicubic resizing; sums are in its order.
 """
 
 import torch
@@ -33,9 +33,9 @@ def _near(distance):
 
 
 @triton.jit
-def _far(distance):
-    """Cubic weight from one pixel away to two."""
-    return ((-0.75 * distance + 3.75) * distance - 6.0) * distance + 3.0
+def _far(beyond, rest):
+    """Cubic weight 1 + `beyond` = 2 - `rest` pixels away: as factors, as terms of up to 6 would cancel."""
+    return -0.75 * beyond * rest * rest
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def _position(pixel, scale):
     before = tl.floor(position)
     part = position - before
     rest = 1.0 - part
-    return before.to(tl.int32), _far(part + 1.0), _near(part), _near(rest), _far(rest + 1.0)
+    return before.to(tl.int32), _far(part, rest), _near(part), _near(rest), _far(rest, part)
 
 
 @triton.jit

@@ -4,7 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from heatmaps_to_decode import BOXES, check, check_odd_values, check_unusable_boxes, some_heatmaps
+from heatmaps_to_decode import (
+    BOXES,
+    check,
+    check_odd_values,
+    check_outer_weight,
+    check_unusable_boxes,
+    some_heatmaps,
+)
 
 from kernels import decode_keypoints, use
 from kernels.dispatch import Implementation
@@ -25,6 +32,12 @@ def test_keypoints_are_torchvisions(implementation: Implementation, size: tuple[
 def test_equal_values_and_values_that_are_not_finite(implementation: Implementation) -> None:
     with use(implementation):
         check_odd_values()
+
+
+def test_outer_weights_do_not_cancel() -> None:
+    """The reference's do: they are PyTorch's."""
+    with use("eager"):
+        check_outer_weight()
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from heatmaps_to_decode import BOXES, check, check_odd_values, check_unusable_boxes, some_heatmaps
+from heatmaps_to_decode import (
+    BOXES,
+    check,
+    check_odd_values,
+    check_outer_weight,
+    check_unusable_boxes,
+    some_heatmaps,
+)
 
 import kernels
 from bench.virtual_gpu.intercept import active
@@ -24,6 +31,11 @@ def test_every_configuration(number: int) -> None:
     with kernels.use("triton"), active(choose=lambda _, configs: configs[number]):
         check(some_heatmaps(keypoints=1), BOXES)
         check_odd_values()
+
+
+def test_outer_weights_do_not_cancel() -> None:
+    with kernels.use("triton"), active():
+        check_outer_weight()
 
 
 def test_unusable_boxes_give_zeros() -> None:

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from heatmaps_to_decode import BOXES, check, check_odd_values, check_unusable_boxes, some_heatmaps
+from heatmaps_to_decode import (
+    BOXES,
+    check,
+    check_odd_values,
+    check_outer_weight,
+    check_unusable_boxes,
+    some_heatmaps,
+)
 
 from kernels import decode_keypoints
 
@@ -24,6 +31,10 @@ def test_more_columns_than_a_block_has() -> None:
 
 def test_equal_values_and_values_that_are_not_finite() -> None:
     check_odd_values()
+
+
+def test_outer_weights_do_not_cancel() -> None:
+    check_outer_weight()
 
 
 def test_unusable_boxes_give_zeros() -> None:
