@@ -1,7 +1,7 @@
 """What every test shares: the test data, the tiers, and a closing word on what was left out."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_interpreter() -> Iterator[None]:
+    if not INTERPRETED:
+        yield
+        return
+    from bench.interpreter import looking_once
+
+    with looking_once():
+        yield
 
 
 @pytest.fixture

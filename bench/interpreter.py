@@ -1,0 +1,45 @@
+"""Triton's interpreter, without what it does again at each call of a function inside a kernel.
+
+When a kernel starts, the interpreter puts its own functions into `triton.language`; when the kernel ends, it takes them
+out. It also puts them in at each call of another jitted function, and looks through all of `triton.language` for that,
+which takes longer than most functions do. They are there already if a function of the same module has been called.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from triton.runtime import interpreter
+
+
+@contextmanager
+def looking_once() -> Iterator[None]:
+    """Inside, the interpreter looks through `triton.language` once for a launch and module; nothing else changes."""
+    with mock.patch.object(interpreter, "_patch_lang", _Once(interpreter._patch_lang)):
+        yield
+
+
+class _Once:
+    """Puts the interpreter's functions in, if they are not."""
+
+    def __init__(self, patch: Callable[[Any], Any]) -> None:
+        self.patch = patch
+        self.modules: set[int] = set()
+        self.launch: Any = None
+
+    def __call__(self, function: Any) -> "_Once":
+        names = id(function.__globals__)
+        if names not in self.modules:
+            self.modules.add(names)
+            scope = self.patch(function)
+            if self.launch is None:
+                self.launch = scope
+        return self
+
+    def restore(self) -> None:
+        """At the end of a launch; scopes of functions are not taken back, as ever."""
+        launch, self.launch = self.launch, None
+        self.modules.clear()
+        if launch is not None:
+            launch.restore()
