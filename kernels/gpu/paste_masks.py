@@ -106,7 +106,7 @@ def center_positions(pixel, low, high, SIZE: tl.constexpr, dtype: tl.constexpr):
     low, high = low.to(dtype), high.to(dtype)
     length = high - low
     normalized = divide(pixel + 0.5 - low, tl.where(length == 0, 1.0, length)) * 2.0 - 1.0
-    position = ((normalized + 1.0) * SIZE - 1.0) / 2.0
+    position = ((normalized + 1.0) * SIZE - 1.0) * 0.5
     reach = tl.abs(length) * (0.5 / SIZE) + 1.0
     first = tl.floor(tl.minimum(low, high) - reach).to(tl.int64)
     last = tl.ceil(tl.maximum(low, high) + reach).to(tl.int64)

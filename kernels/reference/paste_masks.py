@@ -28,9 +28,10 @@ def _paste_by_integer_box(mask: Tensor, box: Tensor, image_size: tuple[int, int]
     width, height = max(right - left + 1, 1), max(bottom - top + 1, 1)
     resized = interpolate(pad(mask, (1, 1, 1, 1))[None, None], (height, width), mode="bilinear", align_corners=False)
     image = mask.new_zeros(image_size)
-    for y in range(max(top, 0), min(bottom + 1, image_size[0])):
-        for x in range(max(left, 0), min(right + 1, image_size[1])):
-            image[y, x] = resized[0, 0, y - top, x - left]
+    y1, y2 = max(top, 0), min(bottom + 1, image_size[0])
+    x1, x2 = max(left, 0), min(right + 1, image_size[1])
+    if y1 < y2 and x1 < x2:
+        image[y1:y2, x1:x2] = resized[0, 0, y1 - top : y2 - top, x1 - left : x2 - left]
     return image
 
 
