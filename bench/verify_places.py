@@ -87,10 +87,11 @@ class Interpreter:
         return "Triton's interpreter"
 
     def run(self, compute: Compute) -> Seen:
+        from bench.interpreter import looking_once
         from bench.virtual_gpu import unwritten
         from bench.virtual_gpu.torch_operations import Watch
 
-        with warnings.catch_warnings(), kernels.use("triton"), Watch(lambda _: None, PATTERNS[0]):
+        with warnings.catch_warnings(), kernels.use("triton"), looking_once(), Watch(lambda _: None, PATTERNS[0]):
             warnings.simplefilter("ignore", RuntimeWarning)  # of NumPy, on NaN and infinite boxes
             results = compute()
         never = {name: unwritten(each, PATTERNS[0]) for name, each in results.items() if each.dtype.is_floating_point}
@@ -99,7 +100,7 @@ class Interpreter:
 
 class VirtualGpu:
     """Compiled for an H100 and executed on the CPU: under several orders of warps, whose results must have the same
-    bits, and with approximate instructions at both ends of their error."""
+    bits, and with approximate instructions, if there are any, at both ends of their error."""
 
     size: Size = "small"
     device = "cpu"
@@ -119,10 +120,12 @@ class VirtualGpu:
         from bench.virtual_gpu import Options, interleavings, unwritten
 
         seen = Seen()
+        approximate = False
         runs: list[tuple[Options, Results]] = []
         never: dict[str, Tensor] = {}
         for options, pattern in zip(interleavings(Options(caches=False)), cycle(PATTERNS), strict=False):
-            results = self._once(compute, options, pattern, seen)
+            results, approximates = self._once(compute, options, pattern, seen)
+            approximate |= approximates
             runs.append((options, results))
             for name, each in results.items():
                 untouched = unwritten(each, pattern)
@@ -136,14 +139,14 @@ class VirtualGpu:
             ]
         seen.faults += _told_unwritten(never)
         seen.runs[""] = first
-        for rounding in ("low", "high"):
-            options = Options(rounding=rounding, caches=False)
-            seen.runs[f"approximate instructions at their {rounding} end"] = self._once(
-                compute, options, PATTERNS[0], seen
-            )
+        ends: tuple[Literal["low", "high"], ...] = ("low", "high") if approximate else ()
+        for rounding in ends:
+            results, _ = self._once(compute, Options(rounding=rounding, caches=False), PATTERNS[0], seen)
+            seen.runs[f"approximate instructions at their {rounding} end"] = results
         return seen
 
-    def _once(self, compute: Compute, options: "Options", pattern: int, seen: Seen) -> Results:
+    def _once(self, compute: Compute, options: "Options", pattern: int, seen: Seen) -> tuple[Results, bool]:
+        """Results, and whether an approximate instruction ran."""
         from bench.virtual_gpu import active
 
         with kernels.use("triton"), active(options=options, check=False, pattern=pattern) as record:
@@ -151,7 +154,7 @@ class VirtualGpu:
         if not seen.faults:
             faults = [f"{launch.kernel}: {fault}" for launch in record.launches for fault in launch.launch.faults]
             seen.faults += faults[:FAULTS_TOLD]
-        return results
+        return results, any(launch.launch.approximate for launch in record.launches)
 
 
 class Gpu:

@@ -76,6 +76,11 @@ class Launch:
     fault_counts: dict[str, int]
 
     @property
+    def approximate(self) -> bool:
+        """Whether an approximate instruction ran, so that `Options.rounding` can matter."""
+        return any(times and {"approx", "full"} & set(opcode.split(".")) for opcode, times in self.mix.items())
+
+    @property
     def out_of_bounds(self) -> tuple[Fault, ...]:
         """The first accesses outside the arguments' tensors, shared memory or parameters."""
         return tuple(fault for fault in self.faults if fault.kind.endswith("out of bounds"))

@@ -15,9 +15,11 @@ from bench.virtual_gpu.launch import Launch, Options, run
 from bench.virtual_gpu.program import Program, assemble
 from bench.virtual_gpu.toolkit import Resources, resources
 
-# A kernel that is launched again is not taken apart again.
+# A kernel that is launched again is not read from the disk and taken apart again.
 _assembled = functools.lru_cache(maxsize=128)(assemble)
 _resources = functools.lru_cache(maxsize=1024)(resources)
+_compiled: dict[tuple[str, str, str], CompiledKernel] = {}
+COMPILED_KEPT = 128
 
 # Triton appends pointers to its own scratch memory, of which these kernels use none.
 SCRATCH_POINTERS = 2
@@ -95,11 +97,17 @@ def specialize(
     """A launch `function[grid](*arguments, **keywords)` on the target, up to compiling; see `compile_triton`."""
     named = {name: value for name, value in keywords.items() if name in function.arg_names}
     options = {name: value for name, value in keywords.items() if name not in function.arg_names}
-    backend = make_backend(target)
-    bind = create_function_from_signature(function.signature, function.params, backend)
+    backend, bind = _binding(function, target)
     bound, specialization, bound_options = bind(*arguments, **named)
     _, signature, constants, attributes = function._pack_args(backend, named, bound, specialization, bound_options)
     return Specialized(ASTSource(function, signature, constants, attributes), target, options, bound, constants)
+
+
+@functools.lru_cache(maxsize=128)
+def _binding(function: triton.JITFunction, target: GPUTarget) -> tuple[Any, Any]:
+    """The backend, and what binds and specialises arguments."""
+    backend = make_backend(target)
+    return backend, create_function_from_signature(function.signature, function.params, backend)
 
 
 def plain_kernel(kernel: Any) -> triton.JITFunction:
@@ -125,12 +133,22 @@ def compile_triton(
     """
     function = plain_kernel(kernel)
     specialized = specialize(function, arguments, keywords or {}, GPUTarget("cuda", architecture, 32))
-    compiled = specialized.compile()
+    compiled = _compile_once(specialized)
     if getattr(compiled.metadata, "global_scratch_size", 0):
         raise NotImplementedError(f"{function.__name__} needs scratch memory")
     leaves = tuple(value for _, value in specialized.parameters())
     program = _assembled(str(compiled.asm["ptx"]), str(compiled.metadata.name))
     return CompiledTriton(str(function.__name__), compiled, program, leaves, _resources(compiled.asm["cubin"]))
+
+
+def _compile_once(specialized: Specialized) -> CompiledKernel:
+    """Compiled, or what was: the oldest go, and no arguments are kept."""
+    key = specialized.key
+    if key not in _compiled:
+        while len(_compiled) >= COMPILED_KEPT:
+            del _compiled[next(iter(_compiled))]
+        _compiled[key] = specialized.compile()
+    return _compiled[key]
 
 
 def _leaves(

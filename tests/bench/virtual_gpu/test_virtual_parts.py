@@ -8,11 +8,11 @@ import torch
 import triton
 import triton.language as tl
 
-from bench.virtual_gpu import H100, T4, Counters, has_compiler, native, roofline, unwritten
+from bench.virtual_gpu import H100, T4, Counters, has_compiler, native, roofline, triton_kernels, unwritten
 from bench.virtual_gpu.intercept import active
 from bench.virtual_gpu.ptx import parse, split_operands
 from bench.virtual_gpu.torch_operations import TorchOperation, Watch
-from bench.virtual_gpu.triton_kernels import compile_triton
+from bench.virtual_gpu.triton_kernels import Specialized, compile_triton
 
 pytestmark = pytest.mark.compiled
 
@@ -140,6 +140,30 @@ def recorded(function: Any) -> list[TorchOperation]:
     with Watch(steps.append):
         function()
     return steps
+
+
+def test_a_kernel_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each specialisation, of which the latest are kept; arguments are each launch's own."""
+    compiled = []
+
+    def count(specialized: Specialized, plain: Any = Specialized.compile) -> Any:
+        compiled.append(specialized.constants)
+        return plain(specialized)
+
+    monkeypatch.setattr(Specialized, "compile", count)
+    monkeypatch.setattr(triton_kernels, "_compiled", {})
+    monkeypatch.setattr(triton_kernels, "COMPILED_KEPT", 2)
+
+    def seen(flag: int, value: float) -> float:
+        a, b, out = torch.full((1,), value), torch.tensor([2.0]), torch.zeros(1)
+        compile_triton(tuple_kernel, ((a, b), (1.0, (0, 0)), 1, 0, out, None), {"flag": flag, "num_warps": 1}).run((1,))
+        return out.item()
+
+    assert [seen(100, 1.0), seen(100, 5.0), seen(200, 5.0), seen(100, 7.0)] == [103, 107, 207, 109]
+    assert len(compiled) == 2
+    seen(300, 1.0)
+    assert [seen(200, 1.0), seen(100, 1.0)] == [203, 103]
+    assert len(compiled) == 4
 
 
 def test_pytorchs_operations() -> None:
