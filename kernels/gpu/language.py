@@ -162,6 +162,17 @@ def column_of_map(pointer, line, used, row, y_grid, y_first, y_stop, y_count, RA
 
 @triton.jit
 def log1p(x):
-    """log(1 + x) for x in [0, 1] without losing small x (Kahan)."""
-    u = 1.0 + x
-    return tl.where(u == 1.0, x, tl.log(u) * (x / tl.where(u == 1.0, 1.0, u - 1.0)))
+    """log(1 + x) for x in [0, 1]; in float32 to about an ulp, in fewer instructions than a logarithm has."""
+    if x.dtype == tl.float64:  # without losing small x (Kahan)
+        u = 1.0 + x
+        value = tl.where(u == 1.0, x, tl.log(u) * (x / tl.where(u == 1.0, 1.0, u - 1.0)))
+    else:  # 2 artanh(s) = 2 (s + s^3 / 3 + s^5 / 5 ...), s being at most 1/3
+        s = divide(x, 2.0 + x)
+        square = s * s
+        series = tl.fma(square, 1 / 13, 1 / 11)
+        series = tl.fma(square, series, 1 / 9)
+        series = tl.fma(square, series, 1 / 7)
+        series = tl.fma(square, series, 1 / 5)
+        series = tl.fma(square, series, 1 / 3)
+        value = 2.0 * tl.fma(s * square, series, s)
+    return value

@@ -96,7 +96,7 @@ def _loss_kernel(
             target = mean_of_samples(masks, y_grid, x_grid, cell_y, cell_x, inside, RATIO, BOUNDED)
             small = tl.exp(-tl.abs(logit))
             entropy = tl.where(inside, tl.fma(-logit, target, tl.maximum(logit, 0.0)) + log1p(small), 0.0)
-            probability = tl.where(logit >= 0, 1.0, small) / (1.0 + small)
+            probability = divide(tl.where(logit >= 0, 1.0, small), 1.0 + small)
             row = roi * SIZE + cell_y
             tl.store(residual_ptr + row * SIZE + cell_x, (probability - target) * scale, mask=inside)
             tl.store(loss_ptr + row, tl.sum(entropy, 0) * scale)

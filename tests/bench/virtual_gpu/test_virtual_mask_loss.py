@@ -6,6 +6,7 @@ import pytest
 import torch
 import triton
 from error_rule import assert_error_rule
+from logs_to_compute import check_log1p
 from polygons_to_draw import pycocotools, some_instances
 from torch import Tensor
 from torchvision.models.detection.roi_heads import maskrcnn_loss
@@ -141,3 +142,13 @@ def test_counts(ratio: int) -> None:
     assert [launch.kernel for launch in record.launches] == ["_loss_kernel"]
     assert [each.item() for each in counts] == [each.item() for each in expected]
     assert loss.equal(ours(ratio, (logits, *rest, weights), lambda _, configs: configs[0], Options())[0][0])
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "low", "high"])
+def test_logarithm(rounding: Any) -> None:
+    """It has no approximate instruction."""
+    with active(options=Options(rounding=rounding)) as record:
+        check_log1p(torch.float32)
+    assert not any(each.launch.approximate for each in record.launches)
+    with active():
+        check_log1p(torch.float64)

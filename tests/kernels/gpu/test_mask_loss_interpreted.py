@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 from error_rule import assert_error_rule
+from logs_to_compute import check_log1p
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -171,3 +172,8 @@ def test_gradcheck() -> None:
     case = Case(torch.float64, size=2, sampling_ratio=1)
     logits, *rest = case.arguments()
     assert torch.autograd.gradcheck(lambda x: _MaskLoss.apply(x, *rest), logits.requires_grad_(), fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_logarithm(dtype: torch.dtype) -> None:
+    check_log1p(dtype)
