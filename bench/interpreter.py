@@ -1,12 +1,14 @@
-"""Triton's interpreter, without what it does again at each call of a function inside a kernel.
+"""Triton's interpreter, without work that changes nothing.
 
-When a kernel starts, the interpreter puts its own functions into `triton.language`; when the kernel ends, it takes them
-out. It also puts them in at each call of another jitted function, and looks through all of `triton.language` for that,
-which takes longer than most functions do. They are there already if a function of the same module has been called.
+- When a kernel starts, it puts its own functions into `triton.language`, and takes them out at the end. It also puts
+  them in at each call of another jitted function, and looks through all of `triton.language` for that, which takes
+  longer than most functions do. They are there already if a function of the same module has been called.
+- It computes whether sums and products of integers overflow, and looks at the answer only if `debug` is set.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -14,9 +16,14 @@ from triton.runtime import interpreter
 
 
 @contextmanager
-def looking_once() -> Iterator[None]:
-    """Inside, the interpreter looks through `triton.language` once for a launch and module; nothing else changes."""
-    with mock.patch.object(interpreter, "_patch_lang", _Once(interpreter._patch_lang)):
+def quick_interpreter() -> Iterator[None]:
+    """Inside, the interpreter leaves that out; results are the same."""
+    builder = interpreter.interpreter_builder
+    options = builder.options if builder.options.debug else replace(builder.options, sanitize_overflow=False)
+    with (
+        mock.patch.object(builder, "options", options),
+        mock.patch.object(interpreter, "_patch_lang", _Once(interpreter._patch_lang)),
+    ):
         yield
 
 

@@ -31,12 +31,13 @@ def multiscale_roi_align(
     scales: Sequence[float],
     sampling_ratio: int,
     aligned: bool,
+    canonical_scale: float = 224,
 ) -> Tensor:
     """A box of negative area has no level and gives zeros."""
     extent = rois[:, 3:] - rois[:, 1:3]
     usable = torch.isfinite(rois).all(dim=1) & (extent.prod(dim=1) >= 0)
     level = torch.full((len(rois),), -1)
-    level[usable] = LevelMapper(2, 1 + len(features))([rois[usable, 1:].float()])
+    level[usable] = LevelMapper(2, 1 + len(features), canonical_scale)([rois[usable, 1:].float()])
     pooled = features[0].new_zeros((len(rois), features[0].shape[1], *size))
     for number, feature in enumerate(features):
         members = torch.nonzero(level == number)[:, 0]
@@ -148,7 +149,7 @@ def mask_loss(
     """torchvision's `maskrcnn_loss`, with weights."""
     used = torch.nonzero(weights)[:, 0]
     if not len(used):
-        return logits.sum() * 0
+        return logits[used].sum()  # without weight they may be NaN
     targets = mask_targets(boxes[used], gt_masks, gt_index[used], logits.shape[-1], sampling_ratio).to(logits.dtype)
     entropy = binary_cross_entropy_with_logits(logits[used, labels[used]], targets, reduction="none")
     chosen = weights[used].to(logits.dtype)

@@ -22,6 +22,7 @@ class Scene:
     Attributes:
         name: that `--shape` picks.
         pyramid: images and the feature maps P2 to P5 over them.
+        shrink: how much smaller than a detector's images, objects and boxes are, so that RoIs are of all levels.
         rois: an image.
         boxes: how RoIs lie.
         pooled: output height and width of RoIAlign and RoIPool. sampling_ratio, aligned: of RoIAlign.
@@ -34,6 +35,7 @@ class Scene:
 
     name: str
     pyramid: Pyramid = field(default_factory=lambda: Pyramid(2, 64, 96, 32))
+    shrink: int = 1
     rois: int = 6
     boxes: Kind = "proposals"
     pooled: tuple[int, int] = (7, 7)
@@ -53,6 +55,11 @@ class Scene:
         """Feature pixels per image pixel of `level`."""
         return SCALES[self.level]
 
+    @property
+    def canonical_scale(self) -> float:
+        """The size of a RoI on level 4."""
+        return 224 / self.shrink
+
     @cached_property
     def features(self) -> list[Tensor]:
         """Normally distributed [N, C, H_l, W_l] of each level, float32."""
@@ -61,8 +68,10 @@ class Scene:
     @cached_property
     def regions(self) -> Tensor:
         """RoIs [K, 5], float32."""
-        drawn = proposals(self.pyramid, self.rois) if self.rois else torch.zeros((0, 5))
         height, width = float(self.pyramid.height), float(self.pyramid.width)
+        large = replace(self.pyramid, height=self.shrink * self.pyramid.height, width=self.shrink * self.pyramid.width)
+        drawn = proposals(large, self.rois) if self.rois else torch.zeros((0, 5))
+        drawn[:, 1:] /= self.shrink
         lists = {
             "proposals": [],
             "degenerate": [  # no width, no height, neither, turned around, smaller than a pixel, the whole image
@@ -165,12 +174,15 @@ def _generator(seed: int) -> torch.Generator:
 def scenes(size: Size) -> list[Scene]:
     """The named shapes for a place: tiny for the interpreter, small for the virtual GPU, full for a GPU."""
     tiny = size == "tiny"
-    small = Scene("", Pyramid(2, 64, 96, 8 if tiny else 32), rois=2 if tiny else 6, pooled=(3, 2) if tiny else (7, 7))
+    few = Scene("", Pyramid(2, 64, 96, 32), shrink=4, rois=3)
+    odd = replace(few, name="odd", pyramid=Pyramid(3, 75, 101, 19), rois=6, sampling_ratio=-1, aligned=True, classes=3)
     if tiny:
-        small = replace(small, mask_side=6, candidates=70, max_keep=30, losses=3)
-    few = replace(small, rois=1 if tiny else 3)
+        few = replace(few, pyramid=Pyramid(2, 40, 56, 8), rois=1, pooled=(3, 2), mask_side=4, classes=3)
+        few = replace(few, candidates=70, max_keep=30, truths=3, losses=3)
+        odd = replace(few, name="odd", pyramid=Pyramid(3, 43, 67, 11), sampling_ratio=-1, aligned=True)
+    small = replace(few, rois=2 * few.rois)
     common = [
-        replace(small, name="odd", pyramid=Pyramid(3, 75, 101, 19), sampling_ratio=-1, aligned=True, classes=3),
+        odd,
         replace(few, name="one pixel", pyramid=Pyramid(2, 32, 32, 5), level=-1, pooled=(2, 2), mask_side=2, classes=1),
         replace(few, name="one box", pyramid=Pyramid(1, 40, 48, 16), rois=1, candidates=1, max_keep=1, truths=1),
         replace(small, name="empty", rois=0, candidates=0, truths=0),
@@ -184,7 +196,7 @@ def scenes(size: Size) -> list[Scene]:
         middling = Scene("middling", Pyramid(2, 200, 336, 64), rois=12, candidates=300, max_keep=100, classes=9)
         branch = replace(small, name="mask branch", pooled=(14, 14), mask_side=28, sampling_ratio=-1)
         return [replace(small, name="pyramid"), branch, middling, *common]
-    full = Scene("pyramid", Pyramid(), 512, candidates=2000, max_keep=1000, classes=80, mask_side=28, truths=15)
+    full = Scene("pyramid", Pyramid(), rois=512, candidates=2000, max_keep=1000, classes=80, mask_side=28, truths=15)
     full = replace(full, full=True)
     branch = replace(full, name="mask branch", rois=128, pooled=(14, 14))
     adaptive = replace(full, name="adaptive", rois=128, sampling_ratio=-1, aligned=True)

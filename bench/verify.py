@@ -6,11 +6,15 @@ misaligned, races, memory that nobody wrote, and results that depend on the orde
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +36,7 @@ DTYPES = {
 LAYOUTS = ("channels last", "contiguous", "blocks")
 SIDES = ("triton", "eager", "reference", "torchvision")
 WIDTH_WITHOUT_TERMINAL = 160
+MOST_JOBS = 8  # a process takes a gigabyte
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Arguments:
         on: where the Triton kernels run; auto takes a GPU, else the virtual GPU, else the interpreter.
         operation: only these. dtype: only these. layout: only these. shape: only these, by name.
         json: where to write every case.
+        jobs: processes that verify at once; as many as there are CPUs, up to 8, but one on a GPU.
     """
 
     on: Literal["auto", "interpreter", "virtual", "gpu"] = "auto"
@@ -50,6 +56,7 @@ class Arguments:
     layout: tuple[str, ...] = ()
     shape: tuple[str, ...] = ()
     json: Path | None = None
+    jobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,8 @@ def main(arguments: list[str]) -> int:
         return 2
     console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
     cases = []
-    for operation, dtype, layout, scene in track(picked, "verifying", console=console, disable=not console.is_terminal):
-        case = verify_one(operation, dtype, layout, scene, here)
+    done = verified(picked, here, chosen.jobs or default_jobs(where))
+    for case in track(done, "verifying", len(picked), console=console, disable=not console.is_terminal):
         cases.append(case)
         for breach in case.breaches:
             line = f"BREACH {case.name}: {told(breach)}"
@@ -116,6 +123,8 @@ def pick(chosen: Arguments, here: Place) -> list[tuple[str, str, str, Scene]]:
     dtypes = _pick("dtype", chosen.dtype, tuple(DTYPES))
     layouts = _pick("layout", chosen.layout, LAYOUTS)
     names = _pick("shape", chosen.shape, tuple(shapes))
+    if chosen.jobs is not None and chosen.jobs < 1:
+        raise ValueError(f"jobs is {chosen.jobs}; it must be 1 or more")
     picked = [
         (operation, dtype, layout, shapes[name])
         for operation in operations
@@ -127,6 +136,21 @@ def pick(chosen: Arguments, here: Place) -> list[tuple[str, str, str, Scene]]:
     if not picked:
         raise ValueError("no operation of those has one of these layouts")
     return picked
+
+
+def default_jobs(where: str) -> int:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if where == "gpu" else min(cpus, MOST_JOBS)
+
+
+def verified(picked: Sequence[tuple[str, str, str, Scene]], here: Place, jobs: int) -> Iterator[Case]:
+    """The cases in their order, by processes of a thread each if there are to be several."""
+    verify = partial(verify_one, here=here)
+    if min(jobs, len(picked)) == 1:
+        yield from (verify(*each) for each in picked)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(verify, *zip(*picked, strict=True))
 
 
 def verify_one(operation: str, dtype: str, layout: str, scene: Scene, here: Place) -> Case:

@@ -87,11 +87,11 @@ class Interpreter:
         return "Triton's interpreter"
 
     def run(self, compute: Compute) -> Seen:
-        from bench.interpreter import looking_once
+        from bench.interpreter import quick_interpreter
         from bench.virtual_gpu import unwritten
         from bench.virtual_gpu.torch_operations import Watch
 
-        with warnings.catch_warnings(), kernels.use("triton"), looking_once(), Watch(lambda _: None, PATTERNS[0]):
+        with warnings.catch_warnings(), kernels.use("triton"), quick_interpreter(), Watch(lambda _: None, PATTERNS[0]):
             warnings.simplefilter("ignore", RuntimeWarning)  # of NumPy, on NaN and infinite boxes
             results = compute()
         never = {name: unwritten(each, PATTERNS[0]) for name, each in results.items() if each.dtype.is_floating_point}

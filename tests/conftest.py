@@ -32,13 +32,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick_interpreter() -> Iterator[None]:
+def _quick() -> Iterator[None]:
     if not INTERPRETED:
         yield
         return
-    from bench.interpreter import looking_once
+    from bench.interpreter import quick_interpreter
 
-    with looking_once():
+    with quick_interpreter():
         yield
 
 

@@ -26,7 +26,8 @@ from bench.operations.regions import multiscale_roi_align, roi_align, roi_pool
 
 __all__ = ["OPERATIONS", "Make", "Problem"]
 
-# What makes the problem, and the layouts it comes in; after a colon the form of an argument.
+# What makes the problem, and the layouts it comes in; after a colon the form of an argument. Ground truth and counts
+# are another kernel's concern than features, and logits have strides in every form: of those one layout each.
 OPERATIONS: dict[str, tuple[Make, tuple[str, ...]]] = {
     "roi_align": (roi_align, tuple(FORMATS)),
     "multiscale_roi_align": (multiscale_roi_align, tuple(FORMATS)),
@@ -38,14 +39,14 @@ OPERATIONS: dict[str, tuple[Make, tuple[str, ...]]] = {
     "decode_boxes": (decode_boxes, ("contiguous",)),
     "decode_keypoints": (decode_keypoints, ("contiguous",)),
     "mask_loss": (mask_loss, tuple(FORMATS)),
-    "mask_loss:packed": (partial(mask_loss, form="packed"), tuple(FORMATS)),
-    "mask_loss:polygons": (partial(mask_loss, form="polygons"), tuple(FORMATS)),
-    "mask_loss_with_counts": (mask_loss_with_counts, tuple(FORMATS)),
+    "mask_loss:packed": (partial(mask_loss, form="packed"), ("channels last",)),
+    "mask_loss:polygons": (partial(mask_loss, form="polygons"), ("contiguous",)),
+    "mask_loss_with_counts": (mask_loss_with_counts, ("channels last",)),
     "mask_predict": (mask_predict, (*FORMATS, "blocks")),
     "mask_predict_loss": (mask_predict_loss, (*FORMATS, "blocks")),
-    "mask_predict_loss:packed": (partial(mask_predict_loss, form="packed"), (*FORMATS, "blocks")),
-    "mask_predict_loss:polygons": (partial(mask_predict_loss, form="polygons"), (*FORMATS, "blocks")),
-    "mask_predict_loss_with_counts": (mask_predict_loss_with_counts, (*FORMATS, "blocks")),
+    "mask_predict_loss:packed": (partial(mask_predict_loss, form="packed"), ("contiguous",)),
+    "mask_predict_loss:polygons": (partial(mask_predict_loss, form="polygons"), ("channels last",)),
+    "mask_predict_loss_with_counts": (mask_predict_loss_with_counts, ("blocks",)),
     "paste_masks": (paste_masks, ("contiguous",)),
     "encode_masks": (encode_masks, ("contiguous",)),
     "mask_runs": (mask_runs, ("contiguous",)),

@@ -8,7 +8,7 @@ from torch.nn.functional import interpolate
 
 import kernels
 from bench import peer_operations as peers
-from bench.cases import proposals
+from bench.cases import Pyramid, proposals
 from bench.operations.problem import Problem
 from bench.scenes import Scene, largest_gap
 
@@ -50,9 +50,9 @@ def segmented_nms(scene: Scene, dtype: torch.dtype, layout: str) -> Problem:
 
 
 def match_boxes(scene: Scene, dtype: torch.dtype, layout: str) -> Problem:
-    """The last image has no ground truth."""
+    """The last image has no ground truth; images are as large as the anchors'."""
     images, truths = scene.pyramid.images, scene.truths
-    drawn = proposals(scene.pyramid, truths)[:, 1:] if truths else torch.zeros((0, 4))
+    drawn = proposals(Pyramid(images), truths)[:, 1:] if truths else torch.zeros((0, 4))
     gt_boxes = drawn.reshape(images, truths, 4).clone()
     odd = scene.regions[:, 1:] if scene.boxes != "proposals" else drawn[:0]
     gt_boxes[0, : len(odd)] = odd[:truths]

@@ -23,7 +23,7 @@ def roi_align(scene: Scene, dtype: torch.dtype, layout: str) -> Problem:
 def multiscale_roi_align(scene: Scene, dtype: torch.dtype, layout: str) -> Problem:
     levels = {f"P{number + 2}": maps(level, dtype, layout) for number, level in enumerate(scene.features)}
     scales = SCALES[: len(levels)]
-    options = (scene.pooled, scales, scene.sampling_ratio, scene.aligned)
+    options = (scene.pooled, scales, scene.sampling_ratio, scene.aligned, scene.canonical_scale)
     return Problem(
         {**levels, "rois": scene.regions},
         lambda rois, **levels: kernels.multiscale_roi_align(list(levels.values()), rois, *options),

@@ -43,6 +43,7 @@ class Here:
 def here(monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(verify, "place", lambda name: Here())
     monkeypatch.setattr(verify, "environment_for", lambda name: None)
+    monkeypatch.setattr(verify, "default_jobs", lambda name: 1)
     return Here()  # type: ignore[return-value]
 
 
@@ -114,6 +115,13 @@ def test_a_wrong_gradient_is_a_breach(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "result" not in printed.split("┏")[0].replace("gradient of input", "")
 
 
+def test_processes_give_the_same(here: Place) -> None:
+    pick = [("nms", "float32", "contiguous", scene) for scene in scenes("tiny")[:3]]
+    alone, together = ([*verify.verified(pick, here, jobs)] for jobs in (1, 2))
+    assert [case.name for case in together] == [f"nms, float32, contiguous, {scene.name}" for *_, scene in pick]
+    assert [case.findings for case in together] == [case.findings for case in alone]
+
+
 def test_what_raises_is_a_breach(here: Place) -> None:
     def broken(input: Tensor, rois: Tensor) -> Tensor:
         if kernels.dispatch.implementation_for(input) == "eager":
@@ -173,6 +181,7 @@ def test_approximate_ends_bind_selections_only() -> None:
         (["--shape", "huge"], "no shape 'huge' here; there is pyramid, "),
         (["--dtype", "int8"], "no dtype 'int8' here; there is float32, "),
         (["--operation", "nms", "--layout", "blocks"], "no operation of those has one of these layouts"),
+        (["--jobs", "0"], "jobs is 0; it must be 1 or more"),
         (["--on", "paper"], "invalid choice"),
     ],
 )
