@@ -37,14 +37,14 @@ def decode_keypoints(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 def _weights(length: int, size: int, like: Tensor) -> Tensor:
     """Weights [length, size] of the pixels of a heatmap's axis for each pixel of the box (Keys, 1981, a = -0.75)."""
-    scale = torch.tensor(size, dtype=like.dtype, device=like.device) / length
-    position = scale * (torch.arange(length, dtype=like.dtype, device=like.device) + 0.5) - 0.5
-    before = position.floor()
-    part = position - before
+    # Pixel p lies at (p + 1/2) size / length - 1/2: in whole numbers, so that only the parts are rounded.
+    place = (2 * torch.arange(length, device=like.device) + 1) * size - length
+    before = place.div(2 * length, rounding_mode="floor")
+    part = place.remainder(2 * length).to(like.dtype) / (2 * length)
     rest = 1 - part
     weights = like.new_zeros((length, size))
     for tap, weight in zip(range(-1, 3), (_far(part, rest), _near(part), _near(rest), _far(rest, part)), strict=True):
-        index = (before.to(torch.int64) + tap).clamp(0, size - 1)
+        index = (before + tap).clamp(0, size - 1)
         weights.scatter_add_(1, index[:, None], weight[:, None])
     return weights
 

@@ -39,13 +39,11 @@ def _far(beyond, rest):
 
 
 @triton.jit
-def _position(pixel, scale):
-    """The pixel of the heatmap before a pixel of the box, and the weights of the four around it."""
-    position = scale * (pixel.to(scale.dtype) + 0.5) - 0.5
-    before = tl.floor(position)
-    part = position - before
-    rest = 1.0 - part
-    return before.to(tl.int32), _far(part, rest), _near(part), _near(rest), _far(rest, part)
+def _weights(rest, double, dtype: tl.constexpr):
+    """Of the four pixels around a place that is rest / double past the second."""
+    part = divide(rest.to(dtype), double.to(dtype))
+    left = 1.0 - part
+    return _far(part, left), _near(part), _near(left), _far(left, part)
 
 
 @triton.jit
@@ -85,6 +83,7 @@ def _keypoint_kernel(
 ):
     """Program: a heatmap."""
     dtype: tl.constexpr = scores_ptr.dtype.element_ty
+    INTEGER: tl.constexpr = tl.int32 if WIDTH < 32768 else tl.int64
     number = tl.program_id(0).to(tl.int64)
     heatmap = heatmaps_ptr + number * (HEIGHT * WIDTH)
     box = boxes_ptr + number // keypoints * 4
@@ -92,9 +91,10 @@ def _keypoint_kernel(
     x_side, x_usable = _side(x1, tl.load(box + 2).to(dtype))
     y_side, y_usable = _side(y1, tl.load(box + 3).to(dtype))
     width, height = tl.ceil(x_side), tl.ceil(y_side)
-    x_scale = divide(tl.full((), WIDTH, dtype), width)
-    y_scale = divide(tl.full((), HEIGHT, dtype), height)
     columns, rows = width.to(tl.int32), height.to(tl.int32)
+    # Pixel p of the box lies at (p + 1/2) SIZE / pixels - 1/2 of the heatmap, which is one less than (2 p + 1) SIZE +
+    # pixels over 2 pixels: whole numbers, so that no position is rounded.
+    x_double, y_double = 2 * columns, 2 * rows
     if not (x_usable & y_usable):
         columns = 0
     score = tl.full((), float("-inf"), dtype)
@@ -102,10 +102,12 @@ def _keypoint_kernel(
     for x_tile in range(0, columns, BLOCK):
         x = x_tile + tl.arange(0, BLOCK)
         inside = x < columns
-        at, first, second, third, fourth = _position(x, x_scale)
-        weights = (first, second, third, fourth)
+        place_x = (2 * x + 1).to(INTEGER) * WIDTH + columns
+        at = (place_x // x_double).to(tl.int32) - 1
+        weights = _weights(place_x % x_double, x_double, dtype)
         taps = (_column(at - 1, WIDTH), _column(at, WIDTH), _column(at + 1, WIDTH), _column(at + 2, WIDTH))
-        current, _, _, _, _ = _position(tl.zeros((), tl.int32), y_scale)
+        current = (HEIGHT + rows) // y_double - 1
+        rest = (HEIGHT + rows) % y_double
         a = _along_x(heatmap, current - 1, taps, weights, inside, HEIGHT, WIDTH, dtype)
         b = _along_x(heatmap, current, taps, weights, inside, HEIGHT, WIDTH, dtype)
         c = _along_x(heatmap, current + 1, taps, weights, inside, HEIGHT, WIDTH, dtype)
@@ -113,11 +115,13 @@ def _keypoint_kernel(
         best = tl.full((BLOCK,), float("-inf"), dtype)
         best_row = tl.zeros((BLOCK,), tl.int32)
         for y in range(rows):
-            before, above, upper, lower, below = _position(tl.cast(y, tl.int32), y_scale)
-            while current < before:
+            while rest >= y_double:
                 a, b, c = b, c, d
+                rest -= y_double
                 current += 1
                 d = _along_x(heatmap, current + 2, taps, weights, inside, HEIGHT, WIDTH, dtype)
+            above, upper, lower, below = _weights(rest, y_double, dtype)
+            rest += 2 * HEIGHT
             value = a * above + b * upper + c * lower + d * below
             # True also for a first NaN, which nothing replaces.
             better = (best == best) & ~(value <= best)

@@ -9,6 +9,7 @@ from heatmaps_to_decode import (
     check,
     check_odd_values,
     check_outer_weight,
+    check_precision,
     check_unusable_boxes,
     some_heatmaps,
 )
@@ -38,6 +39,11 @@ def test_outer_weights_do_not_cancel() -> None:
     """The reference's do: they are PyTorch's."""
     with use("eager"):
         check_outer_weight()
+
+
+def test_positions_are_not_rounded() -> None:
+    with use("eager"):
+        check_precision()
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

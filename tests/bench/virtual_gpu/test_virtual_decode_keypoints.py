@@ -7,6 +7,7 @@ from heatmaps_to_decode import (
     check,
     check_odd_values,
     check_outer_weight,
+    check_precision,
     check_unusable_boxes,
     some_heatmaps,
 )
@@ -36,6 +37,11 @@ def test_every_configuration(number: int) -> None:
 def test_outer_weights_do_not_cancel() -> None:
     with kernels.use("triton"), active():
         check_outer_weight()
+
+
+def test_positions_are_not_rounded() -> None:
+    with kernels.use("triton"), active():
+        check_precision()
 
 
 def test_unusable_boxes_give_zeros() -> None:

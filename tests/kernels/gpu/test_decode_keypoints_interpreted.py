@@ -7,6 +7,7 @@ from heatmaps_to_decode import (
     check,
     check_odd_values,
     check_outer_weight,
+    check_precision,
     check_unusable_boxes,
     some_heatmaps,
 )
@@ -35,6 +36,10 @@ def test_equal_values_and_values_that_are_not_finite() -> None:
 
 def test_outer_weights_do_not_cancel() -> None:
     check_outer_weight()
+
+
+def test_positions_are_not_rounded() -> None:
+    check_precision()
 
 
 def test_unusable_boxes_give_zeros() -> None:
