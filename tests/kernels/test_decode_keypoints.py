@@ -35,14 +35,15 @@ def test_equal_values_and_values_that_are_not_finite(implementation: Implementat
         check_odd_values()
 
 
-def test_outer_weights_do_not_cancel() -> None:
-    """The reference's do: they are PyTorch's."""
-    with use("eager"):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_outer_weights_do_not_cancel(implementation: Implementation) -> None:
+    with use(implementation):
         check_outer_weight()
 
 
-def test_positions_are_not_rounded() -> None:
-    with use("eager"):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_positions_are_not_rounded(implementation: Implementation) -> None:
+    with use(implementation):
         check_precision()
 
 
