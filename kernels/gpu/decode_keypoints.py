@@ -39,11 +39,10 @@ def _far(beyond, rest):
 
 
 @triton.jit
-def _weights(rest, double, dtype: tl.constexpr):
-    """Of the four pixels around a place that is rest / double past the second."""
-    part = divide(rest.to(dtype), double.to(dtype))
-    left = 1.0 - part
-    return _far(part, left), _near(part), _near(left), _far(left, part)
+def _weights(part):
+    """Of the four pixels around a place that is a part of a pixel past the second."""
+    rest = 1.0 - part
+    return _far(part, rest), _near(part), _near(rest), _far(rest, part)
 
 
 @triton.jit
@@ -95,6 +94,7 @@ def _keypoint_kernel(
     # Pixel p of the box lies at (p + 1/2) SIZE / pixels - 1/2 of the heatmap, which is one less than (2 p + 1) SIZE +
     # pixels over 2 pixels: whole numbers, so that no position is rounded.
     x_double, y_double = 2 * columns, 2 * rows
+    x_unit, y_unit = divide(tl.full((), 0.5, dtype), width), divide(tl.full((), 0.5, dtype), height)
     if not (x_usable & y_usable):
         columns = 0
     score = tl.full((), float("-inf"), dtype)
@@ -104,7 +104,7 @@ def _keypoint_kernel(
         inside = x < columns
         place_x = (2 * x + 1).to(INTEGER) * WIDTH + columns
         at = (place_x // x_double).to(tl.int32) - 1
-        weights = _weights(place_x % x_double, x_double, dtype)
+        weights = _weights((place_x % x_double).to(dtype) * x_unit)
         taps = (_column(at - 1, WIDTH), _column(at, WIDTH), _column(at + 1, WIDTH), _column(at + 2, WIDTH))
         current = (HEIGHT + rows) // y_double - 1
         rest = (HEIGHT + rows) % y_double
@@ -120,7 +120,7 @@ def _keypoint_kernel(
                 rest -= y_double
                 current += 1
                 d = _along_x(heatmap, current + 2, taps, weights, inside, HEIGHT, WIDTH, dtype)
-            above, upper, lower, below = _weights(rest, y_double, dtype)
+            above, upper, lower, below = _weights(rest.to(dtype) * y_unit)
             rest += 2 * HEIGHT
             value = a * above + b * upper + c * lower + d * below
             # True also for a first NaN, which nothing replaces.
