@@ -177,7 +177,7 @@ def scenes(size: Size) -> list[Scene]:
     few = Scene("", Pyramid(2, 64, 96, 32), shrink=4, rois=3)
     odd = replace(few, name="odd", pyramid=Pyramid(3, 75, 101, 19), rois=6, sampling_ratio=-1, aligned=True, classes=3)
     if tiny:
-        few = replace(few, pyramid=Pyramid(2, 40, 56, 8), rois=1, pooled=(3, 2), mask_side=4, classes=3)
+        few = replace(few, pyramid=Pyramid(2, 40, 56, 8), rois=1, pooled=(3, 2), mask_side=6, classes=3)
         few = replace(few, candidates=70, max_keep=30, truths=3, losses=4)
         odd = replace(few, name="odd", pyramid=Pyramid(3, 43, 67, 11), sampling_ratio=-1, aligned=True)
     small = replace(few, rois=2 * few.rois)
