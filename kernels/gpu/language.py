@@ -98,11 +98,16 @@ def sample_range(grid, index, RATIO: tl.constexpr):
 
 
 @triton.jit
-def sample(grid, index, number):
-    """Position of sample `number` of bin `index`, moved onto the map, and whether it counts."""
+def sample(grid, index, number, RATIO: tl.constexpr = 1):
+    """Position of sample `number` of bin `index`, moved onto the map, and whether it counts.
+
+    Like torchvision it divides last where that shows: in float64, and where RATIO says that samples are no power of 2.
+    """
     start, bin, samples, step, extent = grid
-    # torchvision divides last; that shows in float64 only.
-    offset = (number + 0.5) * bin / samples if start.dtype == tl.float64 else (number + 0.5) * step
+    if start.dtype == tl.float64 or (RATIO & (RATIO - 1)) != 0:
+        offset = divide((number + 0.5) * bin, samples)
+    else:
+        offset = (number + 0.5) * step
     position = start + index * bin + offset
     counts = (position >= -1.0) & (position <= extent)
     position = tl.minimum(tl.maximum(position, 0.0), extent - 1.0)

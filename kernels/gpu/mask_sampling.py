@@ -38,11 +38,11 @@ def _sum_of_few(masks, y_grid, x_grid, cell_y, cell_x, inside, RATIO: tl.constex
     """Sum of RATIO x RATIO bilinear samples."""
     total = tl.zeros_like(x_grid[0] + cell_x)
     for y_number in range(RATIO):
-        y, y_counts = sample(y_grid, cell_y + tl.zeros_like(cell_x), y_number)
+        y, y_counts = sample(y_grid, cell_y + tl.zeros_like(cell_x), y_number, RATIO)
         top = y.to(tl.int32)
         y_fraction = y - top
         for x_number in range(RATIO):
-            x, counts = sample(x_grid, cell_x, x_number)
+            x, counts = sample(x_grid, cell_x, x_number, RATIO)
             counts = counts & y_counts & inside
             left = x.to(tl.int32)
             x_fraction = x - left
