@@ -67,7 +67,7 @@ def roi_align_backward(
     wide = max(math.prod(shape[1:]) for shape in feature_shapes) >= INT32
 
     def programs(meta: Mapping[str, Any]) -> tuple[int, int]:
-        return (meta["parts"] + meta["slots"]) * (PART[0] // meta["ROWS"]), triton.cdiv(channels, meta["BLOCK_C"])
+        return len(shares.todo) * (PART[0] // meta["ROWS"]), triton.cdiv(channels, meta["BLOCK_C"])
 
     with tuning.on_device_of(rois):
         buckets = bucket_rois(rois, levels, tiles, pooling, aligned)
@@ -95,7 +95,6 @@ def roi_align_backward(
             rows=weights.rows,
             columns=weights.columns,
             parts=len(shares.todo) - len(shares.slot),
-            slots=len(shares.slot),
             LEVELS=len(feature_shapes),
             CHANNELS=channels,
             POOLED_H=output_size[0],

@@ -31,7 +31,7 @@ def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[
     key=["CHANNELS", "POOLED_H", "POOLED_W", "LEVELS", "CHANNELS_LAST", "rois_bucket"],
     prune=prune_rows_of_channels,
 )
-@triton.jit(do_not_specialize=["num_images", "rois_bucket", "words", "rows", "columns", "parts", "slots"])
+@triton.jit(do_not_specialize=["num_images", "rois_bucket", "words", "rows", "columns", "parts"])
 def gather_kernel(
     grads,  # per level [N, C, H_l, W_l], contiguous or channels last: the result
     todo_ptr,  # see `Shares` for this and the next two
@@ -50,7 +50,6 @@ def gather_kernel(
     rows,
     columns,
     parts,
-    slots,
     LEVELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     POOLED_H: tl.constexpr,
