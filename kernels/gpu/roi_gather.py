@@ -95,7 +95,7 @@ def gather_kernel(
             plane = height * across
             out = pick_pointer(grads, level, LEVELS) + image.to(tl.int64) * (plane * CHANNELS)
             pixel = y * across + x
-            if dealt:
+            if dealt | (ROWS == 1):
                 upper, lower = _sum_rois(
                     rois, share, number, y, x, grad_ptr, channels, tables, CHANNELS,
                     POOLED_H, POOLED_W, ALIGNED, QUAD, SKEW, 1, GROUP, BLOCK_C,
