@@ -164,6 +164,15 @@ def test_an_overlap_that_is_not_a_number_suppresses_nothing(implementation: Impl
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_boxes_apart_in_both_directions_do_not_overlap(implementation: Implementation) -> None:
+    """Tiny, far from the origin: a width and a height below zero must not make an area above it."""
+    corners = torch.tensor([[0.0, 0.0, 8.0, 8.0], [10.0, 10.0, 18.0, 18.0], [10.0, -10.0, 18.0, -2.0]])
+    boxes = 1000 + corners / 512  # exact in float32
+    with use(implementation):
+        assert nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.0).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_idempotent(implementation: Implementation) -> None:
     boxes, scores = random_boxes(100)
     with use(implementation):
