@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
+# A process a core, each with one thread: many threads for small tensors only wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bars clean
@@ -14,8 +16,8 @@ demo: $(VENV)/.installed ## train on a real image, evaluate on its other half, w
 	$(BIN)/mrcnn demo --out $(OUT)
 
 test: $(VENV)/.installed-dev ## all tests: kernels in Triton's interpreter, then everything else
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interpreter
-	$(BIN)/python -m pytest -m "not interpreter"
+	TRITON_INTERPRET=1 $(PYTEST) -m interpreter
+	$(PYTEST) -m "not interpreter"
 
 lint: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .

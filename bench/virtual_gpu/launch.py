@@ -14,6 +14,9 @@ from bench.virtual_gpu.program import Program
 
 Rounding = Literal["nearest", "low", "high"]
 _ROUNDINGS = {"nearest": 0, "low": 1, "high": 2}
+# Programs that a grid may have along each axis, and threads of a CTA (CUDA programming guide, compute capabilities).
+MOST_PROGRAMS = 2**31 - 1, 65535, 65535
+MOST_THREADS = 1024
 STOPPING = ("barrier deadlock", "instruction limit", "trap")
 
 
@@ -124,8 +127,10 @@ def run(
     options = options or Options()
     grid_xyz, threads_xyz = _three(grid), _three([threads] if isinstance(threads, int) else threads)
     count = threads_xyz[0] * threads_xyz[1] * threads_xyz[2]
-    if min(grid_xyz) < 1 or not 1 <= count <= 1024:
-        raise ValueError(f"grid {grid_xyz} of {threads_xyz} threads")
+    if min(grid_xyz) < 1 or any(each > most for each, most in zip(grid_xyz, MOST_PROGRAMS, strict=True)):
+        raise ValueError(f"grid is {grid_xyz}; it must be at least 1 and at most {MOST_PROGRAMS} along its axes")
+    if not 1 <= count <= MOST_THREADS:
+        raise ValueError(f"threads is {threads_xyz}; there must be 1 to {MOST_THREADS}")
     kernel, runtime = program.kernel, program.runtime
     memory = Memory(kernel.parameters, kernel.parameter_bytes, arguments)
     shared = kernel.shared_bytes + shared_bytes

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import tuning
-from kernels.gpu.language import divide
+from kernels.gpu.language import divide, item_and_block
 
 _MAX_LOG_SCALE = math.log(1000 / 16)
 
@@ -89,12 +89,12 @@ def _decode_kernel(
     COUNTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Program (BLOCK boxes, segment of an image)."""
+    """Program (segment of an image, BLOCK boxes)."""
     dtype: tl.constexpr = boxes_ptr.dtype.element_ty
     score_dtype: tl.constexpr = tl.float64 if scores_ptr.dtype.element_ty == tl.float64 else tl.float32
-    image = (tl.program_id(1) // segments).to(tl.int64)
-    segment = (tl.program_id(1) % segments).to(tl.int64)
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    item, block = item_and_block(tl.cdiv(number, BLOCK))
+    image, segment = item // segments, item % segments
+    row = block * BLOCK + tl.arange(0, BLOCK)
     inside = row < number
     own = row.to(tl.int64)
     place = image * offsets_image + segment * offsets_segment + own * offsets_row
@@ -115,7 +115,7 @@ def _decode_kernel(
     good = good & (score > tl.cast(score_threshold, score_dtype))
     if COUNTED:
         good = good & (row < tl.load(counts_ptr + image))
-    result = tl.program_id(1).to(tl.int64) * number + own
+    result = item * number + own
     boxes = tl.reshape(tl.join(tl.join(left, right), tl.join(top, bottom)), (BLOCK, 4))
     tl.store(boxes_ptr + result[:, None] * 4 + tl.arange(0, 4)[None, :], boxes, mask=inside[:, None])
     kept = tl.where(good, score, float("-inf")).to(kept_ptr.dtype.element_ty)
@@ -151,7 +151,7 @@ def decode_boxes(
     with tuning.on_device_of(offsets):
         tuning.launch(
             _decode_kernel,
-            lambda meta: (triton.cdiv(number, meta["BLOCK"]), images * segments),
+            lambda meta: (images * segments * triton.cdiv(number, meta["BLOCK"]),),
             (offsets, anchors, scores, sizes, sizes if counts is None else counts.contiguous(), boxes, kept),
             number=number,
             segments=segments,

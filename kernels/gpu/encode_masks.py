@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import tuning
+from kernels.gpu.language import item_and_block
 from kernels.gpu.paste_masks import bilinear, center_positions, resized_positions
 
 _RUNS = 1024  # that a program of the last kernel makes
@@ -54,10 +55,10 @@ def _edges_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """Program (BLOCK_W columns, mask)."""
+    """Program (mask, BLOCK_W columns)."""
     dtype: tl.constexpr = tl.float64 if masks_ptr.dtype.element_ty == tl.float64 else tl.float32
-    x_tile = tl.program_id(0) * BLOCK_W
-    mask = tl.program_id(1).to(tl.int64)
+    mask, block = item_and_block(tl.cdiv(width, BLOCK_W))
+    x_tile = block * BLOCK_W
     x = x_tile + tl.arange(0, BLOCK_W)
     x1, y1, x2, y2, usable = _load_box(boxes_ptr + mask * 4)
     image = (height, width, threshold, expansion)
@@ -177,21 +178,21 @@ def _runs_kernel(
     capacity,
     BLOCK: tl.constexpr,
 ):
-    """Program (BLOCK runs, mask)."""
-    mask = tl.program_id(1).to(tl.int64)
+    """Program (mask, BLOCK runs)."""
+    mask, block = item_and_block(tl.cdiv(capacity, BLOCK))
     total = tl.zeros((BLOCK,), tl.int32)
     for first in range(0, width, BLOCK):
         x = first + tl.arange(0, BLOCK)
         total += tl.load(of_column_ptr + mask * width + x, mask=x < width, other=0)
     edges = tl.sum(total, axis=0)
-    run = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    run = block * BLOCK + tl.arange(0, BLOCK)
     there = (run <= edges) & (run < capacity)
     place = edges_ptr + mask * capacity + run
     start = tl.load(place - 1, mask=there & (run > 0), other=0)
     end = tl.load(place, mask=there & (run < edges), other=0)
     end = tl.where(run < edges, end, height * width)
     tl.store(runs_ptr + mask * capacity + run, tl.where(there, end - start, 0), mask=run < capacity)
-    if tl.program_id(0) == 0:
+    if block == 0:
         tl.store(counts_ptr + mask, (edges + 1).to(tl.int64))
 
 
@@ -222,15 +223,15 @@ def mask_runs(
     }
     tensors = (masks.contiguous(), boxes.contiguous(), of_column, edges)
 
-    def grid(meta: dict[str, Any]) -> tuple[int, int]:
-        return triton.cdiv(width, meta["BLOCK_W"]), number
+    def grid(meta: dict[str, Any]) -> tuple[int]:
+        return (number * triton.cdiv(width, meta["BLOCK_W"]),)
 
     with tuning.on_device_of(masks):
         tuning.launch(_edges_kernel, grid, tensors, **arguments, WRITE=False)
         tuning.launch(_edges_kernel, grid, tensors, **arguments, WRITE=True)
         tuning.launch(
             _runs_kernel,
-            (triton.cdiv(capacity, _RUNS), number),
+            (number * triton.cdiv(capacity, _RUNS),),
             (of_column, edges, runs, counts),
             height=height,
             width=width,

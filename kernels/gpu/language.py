@@ -36,6 +36,15 @@ def pick_pointer(pointers, index, COUNT: tl.constexpr):
 
 
 @triton.jit
+def item_and_block(blocks):
+    """Which item this program is for, int64, and which of its blocks. The first axis of a grid has room for all; the
+    others end at 65,535.
+    """
+    program = tl.program_id(0)
+    return (program // blocks).to(tl.int64), program % blocks
+
+
+@triton.jit
 def finite(x):
     """False for NaN and infinity."""
     return tl.abs(x) < float("inf")

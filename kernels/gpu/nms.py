@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import tuning
-from kernels.gpu.language import bitwise_or, divide
+from kernels.gpu.language import bitwise_or, divide, item_and_block
 
 
 @tuning.tuned(
@@ -44,11 +44,11 @@ def _mask_kernel(
     segments_bucket,
     BLOCK: tl.constexpr,
 ):
-    """Program (pair of BLOCK rows and a word, segment); pairs count the words from each block's own on."""
+    """Program (segment, pair of BLOCK rows and a word); pairs count the words from each block's own on."""
     WORDS_PER_BLOCK: tl.constexpr = BLOCK // 64
-    pair = tl.program_id(0)
-    segment = tl.program_id(1).to(tl.int64)
-    block, word = _upper_triangle(pair, tl.cdiv(num_boxes, BLOCK), num_words, WORDS_PER_BLOCK)
+    blocks = tl.cdiv(num_boxes, BLOCK)
+    segment, pair = item_and_block((blocks + 1) // 2 * (blocks + 1) * WORDS_PER_BLOCK)  # see `_pairs`
+    block, word = _upper_triangle(pair, blocks, num_words, WORDS_PER_BLOCK)
     count = tl.load(counts_ptr + segment).to(tl.int32)
     if (word * 64 < count) & (block * BLOCK < count):
         row = block * BLOCK + tl.arange(0, BLOCK)
@@ -184,7 +184,7 @@ def segmented_nms(
     with tuning.on_device_of(boxes):
         tuning.launch(
             _mask_kernel,
-            lambda meta: (_pairs(num_boxes, meta["BLOCK"]), segments),
+            lambda meta: (segments * _pairs(num_boxes, meta["BLOCK"]),),
             (boxes, taking_part, mask.view(torch.int32)),
             threshold=iou_threshold if compute == torch.float64 else _round_down(iou_threshold),
             num_boxes=num_boxes,

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import tuning
-from kernels.gpu.language import divide
+from kernels.gpu.language import divide, item_and_block
 
 
 @tuning.tuned(
@@ -51,12 +51,12 @@ def _paste_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """Program (tile of the image, mask)."""
+    """Program (mask, tile of the image)."""
     dtype: tl.constexpr = tl.float64 if masks_ptr.dtype.element_ty == tl.float64 else tl.float32
     tiles_across = tl.cdiv(width, BLOCK_W)
-    y_tile = tl.program_id(0) // tiles_across * BLOCK_H
-    x_tile = tl.program_id(0) % tiles_across * BLOCK_W
-    mask = tl.program_id(1).to(tl.int64)
+    mask, tile = item_and_block(tl.cdiv(height, BLOCK_H) * tiles_across)
+    y_tile = tile // tiles_across * BLOCK_H
+    x_tile = tile % tiles_across * BLOCK_W
     x1 = tl.load(boxes_ptr + mask * 4)
     y1 = tl.load(boxes_ptr + mask * 4 + 1)
     x2 = tl.load(boxes_ptr + mask * 4 + 2)
@@ -151,7 +151,7 @@ def paste_masks(
     with tuning.on_device_of(masks):
         tuning.launch(
             _paste_kernel,
-            lambda meta: (triton.cdiv(height, meta["BLOCK_H"]) * triton.cdiv(width, meta["BLOCK_W"]), number),
+            lambda meta: (number * triton.cdiv(height, meta["BLOCK_H"]) * triton.cdiv(width, meta["BLOCK_W"]),),
             (masks.contiguous(), boxes.contiguous(), out.view(torch.uint8) if threshold is not None else out),
             height=height,
             width=width,

@@ -244,5 +244,7 @@ def test_wrong_arguments() -> None:
         run(program, (1,), 32, [torch.zeros(1, device="meta")])
     with pytest.raises(ValueError, match="threads"):
         run(program, (1,), 2048, [None])
+    with pytest.raises(ValueError, match="grid"):
+        run(program, (1, 65536), 32, [None])
     with pytest.raises(KeyError, match="two"):
         assemble(".entry one() { ret; }", "two")
