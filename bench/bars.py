@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import cpu_operations, model_speed, overfit
+from bench import cpu_operations
+from bench.model import overfit, speed
 from bench.test_data import TEST_DATA
 
 
@@ -100,7 +101,7 @@ def evaluator() -> list[Seen]:
 
 def inference() -> list[Seen]:
     """Inference of R50-FPN on one image of 800 x 1088, the same weights in both."""
-    seconds = model_speed.inference(TEST_DATA / "tiny-coco")
+    seconds = speed.inference(TEST_DATA / "tiny-coco")
     ours = seconds.pop("ours")
     fastest = min(seconds, key=lambda name: seconds[name])
     ratio = ours / seconds[fastest]

@@ -13,8 +13,8 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 import kernels
 from bench.cases import SCALES, Pyramid, proposals, rpn_boxes
 from bench.error_rule import compare, compare_exactly
-from bench.kernel_cases import torchvision_pooler
-from bench.kernel_checks import WrongResult
+from bench.kernel_figures.cases import torchvision_pooler
+from bench.kernel_figures.checks import WrongResult
 from bench.side_by_side import side_by_side
 
 IMAGE = (800, 1333)

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import torch
 
-from bench import cpu_operations, kernel_bars, kernel_counts, kernel_rows, kernel_times, results
+from bench import cpu_operations, results
 from bench.bars import Seen, of_pairs
 from bench.cases import FULL, QUICK
 from bench.environment import environment
-from bench.kernel_cases import OPERATIONS, cases
-from bench.kernel_checks import WrongResult
+from bench.kernel_figures import bars as kernel_bars
+from bench.kernel_figures import counts as kernel_counts
+from bench.kernel_figures import rows as kernel_rows
+from bench.kernel_figures import times as kernel_times
+from bench.kernel_figures.cases import OPERATIONS, cases
+from bench.kernel_figures.checks import WrongResult
 from bench.results import Row
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

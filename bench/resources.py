@@ -1,7 +1,7 @@
 """`python -m bench resources`: what every configuration of every kernel compiles to, for each target, with no GPU.
 
 Registers, spills, shared memory, widths of loads and stores, form of atomics. Launches are those of the operations in
-`bench.operations`, at the sizes of the model's heads.
+`bench.verification.operations`, at the sizes of the model's heads.
 """
 
 import json
@@ -21,12 +21,12 @@ from triton.backends.compiler import GPUTarget
 
 import kernels
 from bench.cases import Pyramid
+from bench.compiled.launches import AMPERE, BLACKWELL, HOPPER, MI300, Launch, recorded
+from bench.compiled.machine_code import Demand, of_amd, of_nvidia
 from bench.environment import environment
-from bench.launches import AMPERE, BLACKWELL, HOPPER, MI300, Launch, recorded
-from bench.machine_code import Demand, of_amd, of_nvidia
-from bench.operations import OPERATIONS
-from bench.scenes import Scene
-from bench.verify_case import results_of
+from bench.verification.case import results_of
+from bench.verification.operations import OPERATIONS
+from bench.verification.scenes import Scene
 from bench.virtual_gpu.torch_operations import Watch
 
 TARGETS = {"sm_80": AMPERE, "sm_90": HOPPER, "sm_100": BLACKWELL, "gfx942": MI300}

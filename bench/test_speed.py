@@ -1,6 +1,7 @@
 """`pytest bench --benchmark-only`: the cases of the bars under pytest-benchmark.
 
-Eager beside torchvision on the CPU; with a GPU, every provider of `bench.kernel_times`. `make test` does not come here.
+Eager beside torchvision on the CPU; with a GPU, every provider of `bench.kernel_figures.times`. `make test` does
+not come here.
 """
 
 from collections.abc import Callable
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from bench import cpu_operations, kernel_times
-from bench.kernel_cases import Case, cases, differentiate
-from bench.kernel_checks import check
+from bench import cpu_operations
+from bench.kernel_figures import times as kernel_times
+from bench.kernel_figures.cases import Case, cases, differentiate
+from bench.kernel_figures.checks import check
 
 NAMES = (
     "RoIAlign 7x7, forward",

@@ -27,10 +27,10 @@ from rich.progress import track
 from rich.table import Table
 
 from bench.environment import environment
-from bench.operations import OPERATIONS
-from bench.scenes import Scene, scenes
-from bench.verify_case import Finding, verify_case
-from bench.verify_places import Place, environment_for, place, whatever_is_there
+from bench.verification.case import Finding, verify_case
+from bench.verification.operations import OPERATIONS
+from bench.verification.places import Place, environment_for, place, whatever_is_there
+from bench.verification.scenes import Scene, scenes
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)

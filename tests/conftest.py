@@ -36,7 +36,7 @@ def _quick() -> Iterator[None]:
     if not INTERPRETED:
         yield
         return
-    from bench.interpreter import quick_interpreter
+    from bench.verification.interpreter import quick_interpreter
 
     with quick_interpreter():
         yield

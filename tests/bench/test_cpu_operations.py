@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench.cpu_operations import Functions, check
-from bench.kernel_checks import WrongResult
+from bench.kernel_figures.checks import WrongResult
 
 
 def test_selections_must_be_equal_and_their_order_only_where_it_matters() -> None:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
-from bench.interpreter import quick_interpreter
+from bench.verification.interpreter import quick_interpreter
 
 pytestmark = pytest.mark.interpreter
 

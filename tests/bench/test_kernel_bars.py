@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import kernel_bars, kernel_cases, kernels
+from bench import kernels
 from bench.cases import QUICK, Pyramid, Workload
-from bench.kernel_bars import BARS, LINES, TIME, Bar, seen, with_ratios
-from bench.kernel_cases import cases
+from bench.kernel_figures import bars as kernel_bars
+from bench.kernel_figures import cases as kernel_cases
+from bench.kernel_figures.bars import BARS, LINES, TIME, Bar, seen, with_ratios
+from bench.kernel_figures.cases import cases
+from bench.kernel_figures.torchvision_counts import TORCHVISION
 from bench.results import Row, read
-from bench.torchvision_counts import TORCHVISION
 
 CASE = "roi_align 7x7, forward"
 

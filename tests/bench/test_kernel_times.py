@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 import kernels
-from bench import kernel_times
 from bench.cases import QUICK
-from bench.kernel_cases import Inputs, mask_loss, roi_align, segmented_nms
-from bench.kernel_checks import WrongResult
-from bench.kernel_times import Provider, copy_bandwidth, on_device, spread, time_case
+from bench.kernel_figures import times as kernel_times
+from bench.kernel_figures.cases import Inputs, mask_loss, roi_align, segmented_nms
+from bench.kernel_figures.checks import WrongResult
+from bench.kernel_figures.times import Provider, copy_bandwidth, on_device, spread, time_case
 
 
 class FakeClock:

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from bench import resources
 from bench.__main__ import main
-from bench.launches import HOPPER, MI300
-from bench.machine_code import Access, Demand, accesses_of, of_amd
+from bench.compiled.launches import HOPPER, MI300
+from bench.compiled.machine_code import Access, Demand, accesses_of, of_amd
 from bench.virtual_gpu.ptx import parse
 
 PTX = """

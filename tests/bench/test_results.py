@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import compare, figure_cache
+from bench import compare
+from bench.kernel_figures import cache as figure_cache
 from bench.results import Results, Row, differences, read, write_csv, write_json
 
 

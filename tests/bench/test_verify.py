@@ -14,11 +14,11 @@ import kernels
 from bench import verify
 from bench.__main__ import main
 from bench.error_rule import compare, compare_exactly
-from bench.operations import OPERATIONS, Problem
-from bench.operations.regions import roi_align
-from bench.scenes import Scene, largest_gap, scenes
-from bench.verify_case import Finding, verify_case
-from bench.verify_places import Compute, Place, Seen, different_bits
+from bench.verification.case import Finding, verify_case
+from bench.verification.operations import OPERATIONS, Problem
+from bench.verification.operations.regions import roi_align
+from bench.verification.places import Compute, Place, Seen, different_bits
+from bench.verification.scenes import Scene, largest_gap, scenes
 from kernels.eager import nms as eager_nms
 from kernels.eager import roi_align as eager_roi_align
 

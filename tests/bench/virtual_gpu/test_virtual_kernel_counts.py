@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import kernel_counts, kernel_rows, mask_predict_counts
 from bench.cases import Pyramid, Workload
-from bench.kernel_cases import Inputs, mask_loss, roi_align, segmented_nms
-from bench.kernel_checks import WrongResult
-from bench.kernel_counts import count
+from bench.kernel_figures import counts as kernel_counts
+from bench.kernel_figures import mask_predict_counts
+from bench.kernel_figures import rows as kernel_rows
+from bench.kernel_figures.cases import Inputs, mask_loss, roi_align, segmented_nms
+from bench.kernel_figures.checks import WrongResult
+from bench.kernel_figures.counts import count
+from bench.kernel_figures.torchvision_counts import count_torchvision
 from bench.results import Row
-from bench.torchvision_counts import count_torchvision
 
 pytestmark = pytest.mark.compiled
 TINY = Workload(Pyramid(2, 64, 96, 16), 6, 2, 90, 20, 3, 5, 14)

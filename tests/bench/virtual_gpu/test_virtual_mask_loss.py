@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import maskrcnn_loss
 
 import kernels
-from bench import mask_loss_traffic
 from bench.cases import Pyramid, mask_targets
+from bench.kernel_figures import mask_loss_traffic
 from bench.virtual_gpu import Options, unwritten
 from bench.virtual_gpu.intercept import Choice, Record, active
 from kernels.masks import polygons_from_coco
@@ -79,7 +79,7 @@ def test_every_configuration_and_order_gives_the_same_bits(ratio: int) -> None:
 
 @pytest.mark.parametrize(("ratio", "most"), [(2, 0.025), (-1, 0.06)])
 def test_bytes_beside_torchvision(ratio: int, most: float) -> None:
-    """`python -m bench.mask_loss_traffic` measures whole images; here the RoIs are many for the image."""
+    """`bench.kernel_figures.mask_loss_traffic` measures whole images; here the RoIs are many for the image."""
     boxes, index, _, masks = mask_targets(Pyramid(images=1, height=400, width=672), per_image=24, objects=8)
     theirs, _ = mask_loss_traffic.torchvision_bytes(boxes, index, masks, 1)
     forward, backward = mask_loss_traffic.ours(boxes, index, masks, ratio)

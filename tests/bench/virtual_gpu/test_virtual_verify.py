@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from bench.verify_places import VirtualGpu
+from bench.verification.places import VirtualGpu
 from kernels.gpu import tuning
 
 pytestmark = pytest.mark.compiled

@@ -2,11 +2,11 @@
 
 from triton.compiler import CompiledKernel
 
-from bench.launches import AMPERE as AMPERE
-from bench.launches import HOPPER as HOPPER
-from bench.launches import MI300 as MI300
-from bench.launches import Launch as Launch
-from bench.launches import launches_of as launches_of
+from bench.compiled.launches import AMPERE as AMPERE
+from bench.compiled.launches import HOPPER as HOPPER
+from bench.compiled.launches import MI300 as MI300
+from bench.compiled.launches import Launch as Launch
+from bench.compiled.launches import launches_of as launches_of
 from bench.virtual_gpu import toolkit
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tuned_kernels import name, tuned_kernels
 
 import kernels
-from bench.launches import recorded
+from bench.compiled.launches import recorded
 from bench.virtual_gpu.intercept import active
 from kernels.gpu import tuning
 

@@ -1,10 +1,10 @@
 """Figures of our kernels on the virtual GPU: counts and lower bounds of time, no times."""
 
 import kernels
-from bench.kernel_cases import Case, differentiate
-from bench.kernel_checks import WrongResult, check
+from bench.kernel_figures.cases import Case, differentiate
+from bench.kernel_figures.checks import WrongResult, check
+from bench.kernel_figures.torchvision_counts import DEVICE, counted
 from bench.results import Row
-from bench.torchvision_counts import DEVICE, counted
 from bench.virtual_gpu import Options
 from bench.virtual_gpu.intercept import Record, active
 from bench.virtual_gpu.roofline import bytes_seconds

@@ -7,8 +7,8 @@ import torchvision
 
 from bench.cases import FULL, Workload
 from bench.error_rule import compare
-from bench.kernel_cases import IOU_THRESHOLD, differentiate, mask_loss
-from bench.kernel_checks import WrongResult
+from bench.kernel_figures.cases import IOU_THRESHOLD, differentiate, mask_loss
+from bench.kernel_figures.checks import WrongResult
 from bench.results import Row
 from bench.virtual_gpu import H100, Counters, torchvision_bounds, torchvision_kernels
 from bench.virtual_gpu.roofline import bytes_seconds, roofline

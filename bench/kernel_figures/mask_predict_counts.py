@@ -6,10 +6,10 @@ from torch import Tensor
 import kernels
 from bench.cases import QUICK, mask_targets
 from bench.error_rule import compare
-from bench.kernel_checks import WrongResult
-from bench.kernel_counts import OURS
+from bench.kernel_figures.checks import WrongResult
+from bench.kernel_figures.counts import OURS
+from bench.kernel_figures.torchvision_counts import DEVICE
 from bench.results import Row
-from bench.torchvision_counts import DEVICE
 from bench.virtual_gpu.counters import SECTOR_BYTES
 from bench.virtual_gpu.intercept import active
 

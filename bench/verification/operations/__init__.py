@@ -5,15 +5,22 @@ A new operation is a function of this package that makes its problem, and a line
 
 from functools import partial
 
-from bench.operations.boxes import batched_nms, decode_boxes, decode_keypoints, match_boxes, nms, segmented_nms
-from bench.operations.mask_losses import (
+from bench.verification.operations.boxes import (
+    batched_nms,
+    decode_boxes,
+    decode_keypoints,
+    match_boxes,
+    nms,
+    segmented_nms,
+)
+from bench.verification.operations.mask_losses import (
     mask_loss,
     mask_loss_with_counts,
     mask_predict,
     mask_predict_loss,
     mask_predict_loss_with_counts,
 )
-from bench.operations.masks import (
+from bench.verification.operations.masks import (
     encode_masks,
     mask_runs,
     pack_masks,
@@ -21,8 +28,8 @@ from bench.operations.masks import (
     rasterize_polygons,
     unpack_masks,
 )
-from bench.operations.problem import FORMATS, Make, Problem
-from bench.operations.regions import multiscale_roi_align, roi_align, roi_pool
+from bench.verification.operations.problem import FORMATS, Make, Problem
+from bench.verification.operations.regions import multiscale_roi_align, roi_align, roi_pool
 
 __all__ = ["OPERATIONS", "Make", "Problem"]
 

@@ -1,4 +1,6 @@
-"""`python -m bench.mask_loss_traffic`: bytes that the mask loss and its gradient move, beside torchvision's path.
+"""Bytes that the mask loss and its gradient move, beside torchvision's path.
+
+`python -m bench.kernel_figures.mask_loss_traffic` prints them.
 
 Two images of 800 x 1344, 128 RoIs each, 80 classes, 28 x 28. torchvision's path is its `maskrcnn_loss` and the
 gradient: each operation of PyTorch with the least that it must read and write, and the RoIAlign kernel out of the
@@ -14,7 +16,7 @@ from torchvision.models.detection.roi_heads import maskrcnn_loss
 
 import kernels
 from bench.cases import Pyramid, mask_targets
-from bench.torchvision_counts import bytes_of_mask_loss
+from bench.kernel_figures.torchvision_counts import bytes_of_mask_loss
 from bench.virtual_gpu import torchvision_kernels
 from bench.virtual_gpu.intercept import Record, active
 from bench.virtual_gpu.torch_operations import TorchOperation, Watch

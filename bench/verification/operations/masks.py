@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import kernels
-from bench import peer_masks as peers
-from bench.operations.problem import Problem
-from bench.scenes import Scene, largest_gap
+from bench.peers import masks as peers
+from bench.verification.operations.problem import Problem
+from bench.verification.scenes import Scene, largest_gap
 from kernels.paste_masks import Rule
 
 RULES: tuple[Rule, ...] = ("torchvision", "centers")

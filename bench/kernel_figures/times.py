@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from triton.runtime.autotuner import Autotuner
 
 import kernels
-from bench.kernel_cases import Case, Function, Inputs, differentiate
-from bench.kernel_checks import check
+from bench.kernel_figures.cases import Case, Function, Inputs, differentiate
+from bench.kernel_figures.checks import check
 from bench.results import Row
 from kernels.gpu import tuning
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 import kernels
 from bench.error_rule import Comparison, compare, compare_exactly
-from bench.operations import Problem
-from bench.verify_places import Place, Results
+from bench.verification.operations import Problem
+from bench.verification.places import Place, Results
 from kernels.dispatch import Implementation
 
 EPSILONS = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps

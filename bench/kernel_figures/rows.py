@@ -9,29 +9,23 @@ from typing import Any
 import torch
 
 from bench.cases import Workload
-from bench.figure_cache import cached
-from bench.kernel_cases import cases
-from bench.kernel_checks import WrongResult
-from bench.kernel_counts import count
-from bench.mask_predict_counts import count_mask_predict_loss
+from bench.kernel_figures.cache import cached
+from bench.kernel_figures.cases import cases
+from bench.kernel_figures.checks import WrongResult
+from bench.kernel_figures.counts import count
+from bench.kernel_figures.mask_predict_counts import count_mask_predict_loss
+from bench.kernel_figures.torchvision_counts import count_torchvision
 from bench.results import Row
-from bench.torchvision_counts import count_torchvision
 from bench.virtual_gpu import VirtualGpuError
 
-BENCH = Path(__file__).parent
+HERE = Path(__file__).parent
+BENCH = HERE.parent
 # What counts depend on: torchvision's, and ours besides.
 SOURCES = [
-    BENCH / name
-    for name in (
-        "virtual_gpu",
-        "cases.py",
-        "error_rule.py",
-        "kernel_cases.py",
-        "kernel_checks.py",
-        "torchvision_counts.py",
-    )
+    *(BENCH / name for name in ("virtual_gpu", "cases.py", "error_rule.py")),
+    *(HERE / name for name in ("cases.py", "checks.py", "torchvision_counts.py")),
 ]
-OUR_SOURCES = [*SOURCES, BENCH / "kernel_counts.py", BENCH / "mask_predict_counts.py", BENCH.parent / "kernels"]
+OUR_SOURCES = [*SOURCES, HERE / "counts.py", HERE / "mask_predict_counts.py", BENCH.parent / "kernels"]
 PACKAGES = ("torch", "torchvision", "triton")
 
 

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 import kernels
-from bench import peer_operations as peers
 from bench.cases import Pyramid, proposals
-from bench.operations.problem import Problem
-from bench.scenes import Scene, largest_gap
+from bench.peers import operations as peers
+from bench.verification.operations.problem import Problem
+from bench.verification.scenes import Scene, largest_gap
 
 KEYPOINT_ROIS = 24
 

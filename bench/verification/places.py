@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from bench.scenes import Size
+from bench.verification.scenes import Size
 
 if TYPE_CHECKING:
     from bench.virtual_gpu import Options
@@ -87,7 +87,7 @@ class Interpreter:
         return "Triton's interpreter"
 
     def run(self, compute: Compute) -> Seen:
-        from bench.interpreter import quick_interpreter
+        from bench.verification.interpreter import quick_interpreter
         from bench.virtual_gpu import unwritten
         from bench.virtual_gpu.torch_operations import Watch
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from bench.peer import r18_fpn_gn
+from bench.peers.detectors import r18_fpn_gn
 from mrcnn import build_model
 from mrcnn.data import InstanceDataset, batches, open_dataset
 from mrcnn.engine.evaluate import evaluate

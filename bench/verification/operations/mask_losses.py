@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 import kernels
-from bench import peer_operations as peers
-from bench.operations.masks import polygons
-from bench.operations.problem import Problem, maps
-from bench.peer_masks import rasterize_polygons as rasterized
-from bench.scenes import Scene
+from bench.peers import operations as peers
+from bench.peers.masks import rasterize_polygons as rasterized
+from bench.verification.operations.masks import polygons
+from bench.verification.operations.problem import Problem, maps
+from bench.verification.scenes import Scene
 
 Form = Literal["pixels", "packed", "polygons"]
 POLYGONS = ("vertices", "part_offsets", "instance_offsets")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bench.error_rule import compare, compare_exactly
-from bench.kernel_cases import Case, differentiate
+from bench.kernel_figures.cases import Case, differentiate
 
 
 class WrongResult(RuntimeError):

@@ -3,10 +3,10 @@
 import torch
 
 import kernels
-from bench import peer_operations as peers
 from bench.cases import SCALES
-from bench.operations.problem import Problem, maps
-from bench.scenes import Scene
+from bench.peers import operations as peers
+from bench.verification.operations.problem import Problem, maps
+from bench.verification.scenes import Scene
 
 
 def roi_align(scene: Scene, dtype: torch.dtype, layout: str) -> Problem:

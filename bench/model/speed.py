@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.peer import calibrate, r50_fpn
+from bench.peers.detectors import calibrate, r50_fpn
 from bench.side_by_side import side_by_side
 from mrcnn import build_model, load_weights
 from mrcnn.data import read_image

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.scenes import Scene
+from bench.verification.scenes import Scene
 
 Outputs = Tensor | tuple[Tensor, ...]
 FORMATS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}

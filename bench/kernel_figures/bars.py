@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bench.bars import Seen
-from bench.mask_predict_counts import FIGURE as WRITTEN
+from bench.kernel_figures.mask_predict_counts import FIGURE as WRITTEN
+from bench.kernel_figures.torchvision_counts import TORCHVISION
 from bench.results import Row
-from bench.torchvision_counts import TORCHVISION
 
 TIME = "time / torchvision's"
 INSTRUCTIONS = "instructions / torchvision's"

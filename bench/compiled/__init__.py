@@ -1,0 +1,1 @@
+"""Kernels as compiled for a GPU that need not be there."""

@@ -1,0 +1,1 @@
+"""What `python -m bench kernels` shows: cases, checks, counts, times and bars."""

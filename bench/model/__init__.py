@@ -1,0 +1,1 @@
+"""Measurements of the whole model beside torchvision's."""

@@ -1,0 +1,1 @@
+"""What `python -m bench verify` goes through: operations on shapes, in places."""
