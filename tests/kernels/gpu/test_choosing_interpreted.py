@@ -69,17 +69,16 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
 
 def launched(kernel: Autotuner, width: int = 8, number: int = 100) -> Tensor:
     """What is added to 1, which must be the sum of every width-th of 0 to number - 1."""
-    out = torch.ones(width)
-    grad = torch.arange(number, dtype=torch.float32)
-    tuning.launch(
-        kernel,
-        lambda meta: (triton.cdiv(number, meta["BLOCK"]),),
-        (out, grad),
-        number=number,
-        bucket=tuning.bucket(number),
-        WIDTH=width,
-    )
+    grid, (out, grad), arguments = launch_of(width, number)
+    tuning.launch(kernel, grid, (out, grad), **arguments)
     return out - 1
+
+
+def launch_of(width: int = 8, number: int = 100) -> tuple[Any, tuple[Tensor, Tensor], dict[str, int]]:
+    """Grid, tensors and arguments."""
+    tensors = torch.ones(width), torch.arange(number, dtype=torch.float32)
+    arguments = {"number": number, "bucket": tuning.bucket(number), "WIDTH": width}
+    return lambda meta: (triton.cdiv(number, meta["BLOCK"]),), tensors, arguments
 
 
 def sums(width: int = 8, number: int = 100) -> Tensor:
@@ -141,14 +140,18 @@ def test_a_folder_that_cannot_be_written_is_told(clock: Clock, monkeypatch: pyte
 
 def test_threads_measure_once(clock: Clock) -> None:
     kernel = tuned_add(accumulates=["out_ptr"])
-    results: list[Tensor] = []
-    threads = [threading.Thread(target=lambda: results.append(launched(kernel))) for _ in range(4)]
+    results: list[triton.Config] = []
+
+    def choose() -> None:  # and not launch: the interpreter is for one thread
+        results.append(tuning.configuration(kernel, *launch_of()))
+
+    threads = [threading.Thread(target=choose) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert clock.calls == 3
-    assert all(torch.equal(result, sums()) for result in results)
+    assert results == [CONFIGS[2]] * 4
 
 
 def test_nothing_is_measured_while_a_graph_is_captured(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
