@@ -122,8 +122,8 @@ def compiled(chosen: Arguments) -> Iterator[Row]:
     for launched_by, launch in launches(chosen.operation, chosen.dtype):
         if chosen.kernel and launch.name not in chosen.kernel:
             continue
-        for config in launch.configs:
-            for name in chosen.target:
+        for name in chosen.target:
+            for config in launch.configs_on(TARGETS[name]):
                 specialized = launch.specialize(config, TARGETS[name])
                 if (launch.name, specialized.key) not in seen:
                     seen.add((launch.name, specialized.key))

@@ -22,16 +22,27 @@ MI300 = GPUTarget("hip", "gfx942", 64)
 
 @dataclass
 class Launch:
-    """What a launcher asked for; `configs` of an untuned kernel is [None]."""
+    """What a launcher asked for. tuned: the kernel with its configurations; None if there are none."""
 
     kernel: triton.JITFunction
     tensors: Sequence[Any]
     arguments: dict[str, Any]
-    configs: list[triton.Config | None]
+    tuned: Autotuner | None = None
 
     @property
     def name(self) -> str:
         return str(self.kernel.__name__)
+
+    @property
+    def configs(self) -> list[triton.Config | None]:
+        """Those that suit it on NVIDIA."""
+        return self.configs_on(HOPPER)
+
+    def configs_on(self, target: GPUTarget) -> list[triton.Config | None]:
+        """Those that suit it on the target; [None] if there is nothing to choose."""
+        if self.tuned is None:
+            return [None]
+        return list(tuning.pruned_configs(self.tuned, self.tensors, self.arguments, target.backend))
 
     def specialize(self, config: triton.Config | None, target: GPUTarget) -> Specialized:
         """The kernel as a launch with these arguments and `config` on `target` would compile it."""
@@ -49,11 +60,8 @@ def recorded() -> Iterator[list[Launch]]:
     launches: list[Launch] = []
 
     def record(kernel: Any, grid: Any, tensors: Sequence[Any], **arguments: Any) -> None:
-        configs: list[triton.Config | None] = [None]
-        if isinstance(kernel, Autotuner):
-            configs = list(tuning.pruned_configs(kernel, tensors, arguments))
-            kernel = kernel.fn
-        launches.append(Launch(kernel, tensors, arguments, configs))
+        tuned = kernel if isinstance(kernel, Autotuner) else None
+        launches.append(Launch(tuned.fn if tuned else kernel, tensors, arguments, tuned))
 
     with mock.patch.object(tuning, "launch", record):
         yield launches

@@ -34,6 +34,8 @@ def segmented_nms(
     if counts is not None:
         present &= torch.arange(size, device=boxes.device) < counts[:, None]
     most = int(present.sum(dim=1).max())
+    if most == 0:
+        return keep, torch.zeros(segments, dtype=torch.int64, device=boxes.device)
     ranked = torch.where(present, scores, float("-inf"))
     order = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, :most]
     present = present.gather(1, order)

@@ -15,10 +15,13 @@ def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[
     """Blocks of four channels a thread, two in float64, or of all channels where there are fewer.
 
     More channels of 16 bits would be read 16 bytes at a time, but eight sums for each thread take too many registers.
+    On AMD one row at a time, as the addresses of two take more scalar registers than there are.
     """
     grad = arguments.get("grad_ptr")
     row = 64 if grad is not None and grad.element_size() == 8 else 128
     widest = min(row, triton.next_power_of_2(arguments["CHANNELS"]))
+    most_rows = 1 if arguments.get("backend") == "hip" else 2
+    configs = [config for config in configs if config.kwargs["ROWS"] <= most_rows]
     fitting = [config for config in configs if config.kwargs["BLOCK_C"] == widest]
     return fitting or [min(configs, key=lambda config: config.kwargs["BLOCK_C"])]
 
@@ -26,7 +29,7 @@ def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[
 @tuning.tuned(
     configs=[
         triton.Config({"ROWS": rows, "BLOCK_C": block}, num_warps=1)
-        for rows, block in [(2, 128), (1, 128), (2, 64), (1, 64), (2, 32)]
+        for rows, block in [(2, 128), (1, 128), (2, 64), (1, 64), (2, 32), (1, 32)]
     ],
     key=["CHANNELS", "POOLED_H", "POOLED_W", "LEVELS", "CHANNELS_LAST", "rois_bucket"],
     prune=prune_rows_of_channels,
@@ -90,11 +93,6 @@ def gather_kernel(
             end = tl.load(begin_ptr + segment + 1).to(tl.int32)
             tile = part // (TILE * TILE // (PART_ROWS * QUAD))
             rois = order_ptr, member_ptr + tile.to(tl.int64) * words, begin, tl.where(reached | dealt, end, begin)
-            index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
-            across = width.to(index_type)
-            plane = height * across
-            out = pick_pointer(grads, level, LEVELS) + image.to(tl.int64) * (plane * CHANNELS)
-            pixel = y * across + x
             if dealt | (ROWS == 1):
                 upper, lower = _sum_rois(
                     rois, share, number, y, x, grad_ptr, channels, tables, CHANNELS,
@@ -104,17 +102,18 @@ def gather_kernel(
                     of_slot = sums_ptr + slot.to(tl.int64) * (QUAD * CHANNELS)
                     _store(of_slot, upper, lower, channels, 0, QUAD, QUAD, QUAD, 1, CHANNELS, CHANNELS_LAST, 1)
                 else:
-                    _store(
-                        out, upper, lower, channels, pixel, across, plane, width - x, 1, CHANNELS, CHANNELS_LAST, 1
+                    _store_part(
+                        grads, upper, lower, channels, level, image, y, x, height, width,
+                        LEVELS, CHANNELS, CHANNELS_LAST, WIDE, 1,
                     )  # fmt: skip
             else:
                 upper, lower = _sum_rois(
                     rois, 0, 1, y, x, grad_ptr, channels, tables, CHANNELS,
                     POOLED_H, POOLED_W, ALIGNED, QUAD, SKEW, ROWS, GROUP, BLOCK_C,
                 )  # fmt: skip
-                _store(
-                    out, upper, lower, channels, pixel, across, plane, width - x, height - y,
-                    CHANNELS, CHANNELS_LAST, ROWS,
+                _store_part(
+                    grads, upper, lower, channels, level, image, y, x, height, width,
+                    LEVELS, CHANNELS, CHANNELS_LAST, WIDE, ROWS,
                 )  # fmt: skip
 
 
@@ -224,6 +223,22 @@ def _bin(pointer, used, WHOLE: tl.constexpr, dtype: tl.constexpr):
     else:
         grad = tl.load(pointer, mask=used, other=0.0)
     return grad.to(dtype)
+
+
+@triton.jit
+def _store_part(
+    grads, upper, lower, channels, level, image, y, x, height, width,
+    LEVELS: tl.constexpr, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Stores the quads at (y, x) of a level and image."""
+    index_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+    across = width.to(index_type)
+    plane = height * across
+    out = pick_pointer(grads, level, LEVELS) + image.to(tl.int64) * (plane * CHANNELS)
+    pixel = y * across + x
+    _store(
+        out, upper, lower, channels, pixel, across, plane, width - x, height - y, CHANNELS, CHANNELS_LAST, ROWS
+    )  # fmt: skip
 
 
 @triton.jit

@@ -178,10 +178,18 @@ def _flat(tensors: Sequence[Any]) -> Iterator[Tensor | None]:
             yield each
 
 
-def pruned_configs(kernel: Any, tensors: Sequence[Any], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """The configurations of a `tuned` kernel that suit a launch, the default first."""
+def pruned_configs(
+    kernel: Any, tensors: Sequence[Any], arguments: Mapping[str, Any], backend: str | None = None
+) -> list[triton.Config]:
+    """The configurations of a `tuned` kernel that suit a launch, the default first.
+
+    Args:
+        backend: "cuda" or "hip", Triton's names; that which PyTorch was built for if None. Pruning finds it among the
+            arguments.
+    """
     named = dict(zip(kernel.arg_names, tensors, strict=False))
-    configs: list[triton.Config] = kernel.early_config_prune(kernel.configs, named, **arguments)
+    backend = backend or ("hip" if torch.version.hip else "cuda")
+    configs: list[triton.Config] = kernel.early_config_prune(kernel.configs, named, **arguments, backend=backend)
     return configs
 
 

@@ -190,6 +190,11 @@ def test_empty(implementation: Implementation) -> None:
             keep, kept = segmented_nms(torch.zeros(segments, number, 4), torch.zeros(segments, number), 0.5, max_keep)
             assert keep.tolist() == [[-1] * max_keep] * segments
             assert kept.tolist() == [0] * segments
+        absent = torch.full((2, 5), -INF)
+        for scores, counts in ((absent, None), (absent * NAN, None), (-absent, torch.tensor([0, 0]))):
+            keep, kept = segmented_nms(torch.ones(2, 5, 4), scores, 0.5, 3, counts)
+            assert keep.tolist() == [[-1] * 3] * 2
+            assert kept.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -163,6 +163,16 @@ def test_pruning_leaves_a_configuration(kernel: Autotuner, channels: int, channe
     assert block <= max(triton.next_power_of_2(channels), min(c.kwargs.get("BLOCK_C", 1) for c in kernel.configs))
 
 
+@pytest.mark.parametrize(("backend", "rows"), [("cuda", {1, 2}), ("hip", {1})])
+def test_rows_that_a_warp_gathers(backend: str, rows: set[int]) -> None:
+    """On AMD two would spill; there is a configuration for every number of channels."""
+    for channels in (3, 32, 48, 64, 256):
+        arguments = {"CHANNELS": channels, "grad_ptr": torch.empty(1)}
+        left = tuning.pruned_configs(roi_gather.gather_kernel, (), arguments, backend)
+        assert {config.kwargs["ROWS"] for config in left} <= rows
+    assert {config.kwargs["ROWS"] for config in left} == rows
+
+
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.base_fn.__name__)
 def test_there_is_a_choice(kernel: Autotuner) -> None:
     assert len(kernel.configs) == len(set(map(str, kernel.configs))) > 1
