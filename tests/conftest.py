@@ -31,6 +31,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a GPU")
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """The same random numbers in whatever order and process tests run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quick() -> Iterator[None]:
     if not INTERPRETED:
