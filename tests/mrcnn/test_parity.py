@@ -73,6 +73,7 @@ def pair(weights: dict[str, Tensor]) -> tuple[TorchvisionMaskRCNN, MaskRCNN]:
 CLEAR_CUT = (37777, 153299, 184791, 239274, 296649, 297343, 397133, 463730, 480985, 511321)
 
 
+@pytest.mark.long
 def test_detections_are_torchvisions(photos: list[Photo], clear_cut_photos: list[Photo]) -> None:
     """In float32 at torchvision's own sizes and numbers: 800 pixels, 1,000 proposals, 100 detections."""
     paper = {"min_size": 800, "max_size": 1333}
