@@ -32,7 +32,6 @@ from bench.virtual_gpu.torch_operations import Watch
 TARGETS = {"sm_80": AMPERE, "sm_90": HOPPER, "sm_100": BLACKWELL, "gfx942": MI300}
 MOST_REGISTERS = 128
 HOT_BYTES = 16
-WARP = 32
 WIDTH_WITHOUT_TERMINAL = 200
 
 # Where most bytes are read as rows of channels, by kernel: the arguments whose loads have to be as wide as `hot_bytes`
@@ -159,22 +158,23 @@ def examine(launch: Launch, launched_by: str, config: triton.Config | None, targ
     else:
         pointers = [name if isinstance(value, Tensor) else None for name, value in specialized.parameters()]
         demand = of_nvidia(kernel, pointers)
-    hot = hot_bytes(launch, config) if launch.arguments.get("CHANNELS_LAST", True) else {}
+    hot = hot_bytes(launch, config, TARGETS[target]) if launch.arguments.get("CHANNELS_LAST", True) else {}
     return Row(launch.name, launched_by, told, target, demand, tuple(problems(demand, hot, TARGETS[target])))
 
 
-def hot_bytes(launch: Launch, config: triton.Config | None) -> dict[str, int]:
+def hot_bytes(launch: Launch, config: triton.Config | None, target: GPUTarget) -> dict[str, int]:
     """How many bytes a thread has to load at a time at least, by argument.
 
-    That is 16, but in the gather of RoIAlign's gradient. There a warp owns a block of channels and a thread keeps eight
-    sums for each of its channels, so it has four at most: eight of 16 bits, which would be 16 bytes, spilled. Of
-    narrower blocks, which give small gradients more warps, it has fewer. They have to come in one load.
+    That is 16, but where all threads of a program share one row of channels and it is shorter. So it is for narrow
+    blocks, and in the gather of RoIAlign's gradient: a thread keeps eight sums for each of its channels and has four at
+    most, as eight of 16 bits, which would be 16 bytes, spilled.
     """
     widths = dict.fromkeys(HOT_LOADS.get(launch.name, ()), HOT_BYTES)
-    if launch.name == "gather_kernel" and config is not None:
-        grad = launch.tensors[launch.kernel.arg_names.index("grad_ptr")]
-        channels = config.kwargs["BLOCK_C"] // (WARP * config.num_warps)
-        widths["grad_ptr"] = min(HOT_BYTES, grad.element_size() * max(channels, 1))
+    if config is not None and launch.name in ("gather_kernel", "_pool_kernel"):
+        channels = config.kwargs["BLOCK_C"] // (target.warp_size * config.num_warps)
+        for argument in widths:
+            size = launch.tensors[launch.kernel.arg_names.index(argument)].element_size()
+            widths[argument] = min(HOT_BYTES, size * max(channels, 1))
     return widths
 
 
@@ -183,12 +183,17 @@ def _told(config: triton.Config) -> str:
 
 
 def problems(demand: Demand, hot: Mapping[str, int], target: GPUTarget) -> Iterator[str]:
-    """What must not be. Which argument a load is from is not known on AMD, where hot loads are not judged."""
+    """What must not be. Which argument a load is from is not known on AMD, where the widest have to be wide enough."""
     if demand.spilled:
         yield f"{demand.spilled} bytes or registers are spilled"
     if demand.registers > MOST_REGISTERS:
         yield f"{demand.registers} registers are more than {MOST_REGISTERS}"
-    for argument, least in hot.items() if target.backend == "cuda" else ():
+    if target.backend == "hip":
+        widest = max(demand.widths("load"), default=0)
+        if widest < max(hot.values(), default=0):
+            yield f"nothing is read more than {widest} bytes at a time, {', '.join(hot)} neither"
+        return
+    for argument, least in hot.items():
         loads = [each for each in demand.accesses if each.kind == "load" and argument in each.arguments]
         narrow = sorted({each.opcode for each in loads if each.bytes < least})
         if not loads:

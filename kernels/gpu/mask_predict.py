@@ -45,7 +45,7 @@ def prune_tiles(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) 
     def suits(config: triton.Config) -> bool:
         tile = summed | config.kwargs
         within = all(tile[name] <= most[name] for name in most)
-        return within and tile["BLOCK"] * tile["BLOCK_C"] // (32 * config.num_warps) in (16, 32)
+        return within and tile["BLOCK"] * tile["BLOCK_C"] // tuning.threads(config, arguments) in (16, 32)
 
     return [config for config in configs if suits(config)] or [min(configs, key=_length)]
 

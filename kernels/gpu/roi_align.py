@@ -49,7 +49,7 @@ def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[
     most = 32 if arguments["RATIO"] > 0 else 16
 
     def held(config: triton.Config) -> float:
-        return float(arguments["BLOCK_H"] * config.kwargs["BLOCK_C"] * size / (32 * config.num_warps))
+        return float(arguments["BLOCK_H"] * config.kwargs["BLOCK_C"] * size / tuning.threads(config, arguments))
 
     lines = [each for each in fitting if 128 <= each.kwargs["BLOCK_C"] * size <= 256 and 16 <= held(each) <= most]
     return lines or [each for each in fitting if held(each) == min(map(held, fitting))]

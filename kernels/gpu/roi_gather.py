@@ -18,18 +18,22 @@ def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[
     On AMD one row at a time, as the addresses of two take more scalar registers than there are.
     """
     grad = arguments.get("grad_ptr")
-    row = 64 if grad is not None and grad.element_size() == 8 else 128
-    widest = min(row, triton.next_power_of_2(arguments["CHANNELS"]))
+    a_thread = 2 if grad is not None and grad.element_size() == 8 else 4
+    channels = triton.next_power_of_2(arguments["CHANNELS"])
     most_rows = 1 if arguments.get("backend") == "hip" else 2
+
+    def suits(config: triton.Config) -> bool:
+        return bool(config.kwargs["BLOCK_C"] == min(a_thread * tuning.threads(config, arguments), channels))
+
     configs = [config for config in configs if config.kwargs["ROWS"] <= most_rows]
-    fitting = [config for config in configs if config.kwargs["BLOCK_C"] == widest]
+    fitting = [config for config in configs if suits(config)]
     return fitting or [min(configs, key=lambda config: config.kwargs["BLOCK_C"])]
 
 
 @tuning.tuned(
     configs=[
         triton.Config({"ROWS": rows, "BLOCK_C": block}, num_warps=1)
-        for rows, block in [(2, 128), (1, 128), (2, 64), (1, 64), (2, 32), (1, 32)]
+        for rows, block in [(2, 128), (1, 128), (2, 64), (1, 64), (2, 32), (1, 32), (1, 256)]
     ],
     key=["CHANNELS", "POOLED_H", "POOLED_W", "LEVELS", "CHANNELS_LAST", "rois_bucket"],
     prune=prune_rows_of_channels,

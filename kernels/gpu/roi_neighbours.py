@@ -196,7 +196,8 @@ def prune_neighbours(configs: Sequence[triton.Config], arguments: Mapping[str, A
 
     def misses(config: triton.Config) -> float:
         values = arguments["BLOCK_H"] * config.kwargs["ROIS"] * config.kwargs["BLOCK_C"]
-        return float(abs(values * arguments["out_ptr"].element_size() / (32 * config.num_warps) - 16))
+        held = values * arguments["out_ptr"].element_size() / tuning.threads(config, arguments)
+        return float(abs(held - 16))
 
     return [each for each in fitting if misses(each) == min(map(misses, fitting))]
 

@@ -63,7 +63,7 @@ def prune_narrow_reads(configs: Sequence[triton.Config], arguments: Mapping[str,
     if not arguments["CHANNELS_LAST"]:
         return fitting
     size = arguments["input_ptr"].element_size()
-    read = [min(each.kwargs["BLOCK_C"] * size / (32 * each.num_warps), 16) for each in fitting]
+    read = [min(each.kwargs["BLOCK_C"] * size / tuning.threads(each, arguments), 16) for each in fitting]
     return [config for config, width in zip(fitting, read, strict=True) if width == max(read)]
 
 

@@ -44,6 +44,11 @@ def within_channels(configs: Sequence[triton.Config], arguments: Mapping[str, An
     return fitting or [min(configs, key=lambda config: config.kwargs["BLOCK_C"])]
 
 
+def threads(config: triton.Config, arguments: Mapping[str, Any]) -> int:
+    """Of a program; a warp of AMD's accelerators has twice as many as NVIDIA's."""
+    return int(config.num_warps) * (64 if arguments.get("backend") == "hip" else 32)
+
+
 def tuned(
     configs: Sequence[triton.Config], key: Sequence[str], prune: Prune | None = None, accumulates: Sequence[str] = ()
 ) -> Callable[[Any], Any]:

@@ -117,7 +117,17 @@ WIDE, NARROW = (
 )
 def test_problems(demand: Demand, told: str) -> None:
     assert list(resources.problems(demand, {"input_ptr": 16}, HOPPER)) == ([told] if told else [])
-    assert list(resources.problems(Demand(20, 0, 0, (NARROW,)), {"input_ptr": 16}, MI300)) == []
+    if "input_ptr" not in told:  # AMD's code does not say whose a load is
+        assert list(resources.problems(demand, {"input_ptr": 16}, MI300)) == ([told] if told else [])
+
+
+def test_narrow_loads_on_amd() -> None:
+    """Where a whole row is short, 4 bytes may be as wide as can be."""
+    narrow = Demand(20, 0, 0, (NARROW,))
+    told = "nothing is read more than 4 bytes at a time, input_ptr neither"
+    assert list(resources.problems(narrow, {"input_ptr": 16}, MI300)) == [told]
+    assert list(resources.problems(narrow, {"input_ptr": 4}, MI300)) == []
+    assert list(resources.problems(narrow, {}, MI300)) == []
 
 
 def test_a_problem_ends_the_run_with_1() -> None:
@@ -151,7 +161,7 @@ def test_kernels_with_hot_loads_are_those_that_are_launched() -> None:
     found = {launch.name: launch for _, launch in resources.launches(operations, ["float32", "bfloat16"])}
     for kernel, arguments in resources.HOT_LOADS.items():
         assert set(arguments) <= set(found[kernel].kernel.arg_names)
-        assert set(arguments) == set(resources.hot_bytes(found[kernel], found[kernel].configs[0]))
+        assert set(arguments) == set(resources.hot_bytes(found[kernel], found[kernel].configs[0], HOPPER))
 
 
 @pytest.mark.compiled
@@ -159,7 +169,7 @@ def test_the_gather_reads_four_channels_a_thread_or_16_bytes() -> None:
     for dtype, widest in (("bfloat16", 8), ("float32", 16), ("float64", 16)):
         launches = [each for _, each in resources.launches(["multiscale_roi_align"], [dtype])]
         gather = next(each for each in launches if each.name == "gather_kernel")
-        asked = [resources.hot_bytes(gather, config)["grad_ptr"] for config in gather.configs]
+        asked = [resources.hot_bytes(gather, config, HOPPER)["grad_ptr"] for config in gather.configs]
         assert max(asked) == widest
         row = resources.examine(gather, "a test", gather.configs[asked.index(widest)], "sm_80")
         assert row.problems == ()
@@ -169,10 +179,11 @@ def test_the_gather_reads_four_channels_a_thread_or_16_bytes() -> None:
 def test_a_configuration_is_compiled_and_read() -> None:
     launches = [launch for _, launch in resources.launches(["roi_align"], ["float32"])]
     launch = next(each for each in launches if each.name == "_neighbours_kernel")
-    for target, row_bytes in (("sm_90", 16), ("gfx942", 8)):  # twice the threads read the same row
-        row = resources.examine(launch, "a test", launch.configs[0], target)
+    for target in ("sm_90", "gfx942"):
+        (config, *_) = launch.configs_on(resources.TARGETS[target])
+        row = resources.examine(launch, "a test", config, target)
         assert row.demand is not None
         assert row.demand.registers > 10
-        assert row_bytes in row.demand.widths("load")
-        assert row.demand.widths("store") == [row_bytes]
+        assert 16 in row.demand.widths("load")
+        assert row.demand.widths("store") == [16]
         assert row.demand.atomics == []

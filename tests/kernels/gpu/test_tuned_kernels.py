@@ -106,11 +106,12 @@ def test_pruning_leaves_a_configuration(data: st.DataObject) -> None:
     kernel = data.draw(st.sampled_from(KERNELS))
     arguments = data.draw(arguments_of(kernel))
     before = [str(config) for config in kernel.configs]
-    left = tuning.pruned_configs(kernel, (), arguments)
+    backend = data.draw(st.sampled_from([None, "cuda", "hip"]))
+    left = tuning.pruned_configs(kernel, (), arguments, backend)
     assert left
     places = [kernel.configs.index(config) for config in left]
     assert places == sorted(set(places))
-    assert left == tuning.pruned_configs(kernel, (), arguments)
+    assert left == tuning.pruned_configs(kernel, (), arguments, backend)
     assert [str(config) for config in kernel.configs] == before
 
 
@@ -140,7 +141,8 @@ def test_every_configuration_can_be_taken(kernel: Autotuner) -> None:
         arguments |= dict.fromkeys(FLAGS & set(arguments), flag)
         sizes = {"SIZE": size, "BLOCK_H": triton.next_power_of_2(size)}
         arguments |= {argument: value for argument, value in sizes.items() if argument in arguments}
-        taken |= {str(config) for config in tuning.pruned_configs(kernel, (), arguments)}
+        for backend in ("cuda", "hip"):
+            taken |= {str(config) for config in tuning.pruned_configs(kernel, (), arguments, backend)}
     assert taken == {str(config) for config in kernel.configs}
 
 

@@ -163,13 +163,14 @@ def test_pruning_leaves_a_configuration(kernel: Autotuner, channels: int, channe
     assert block <= max(triton.next_power_of_2(channels), min(c.kwargs.get("BLOCK_C", 1) for c in kernel.configs))
 
 
-@pytest.mark.parametrize(("backend", "rows"), [("cuda", {1, 2}), ("hip", {1})])
-def test_rows_that_a_warp_gathers(backend: str, rows: set[int]) -> None:
-    """On AMD two would spill; there is a configuration for every number of channels."""
+@pytest.mark.parametrize(("backend", "rows", "block"), [("cuda", {1, 2}, 128), ("hip", {1}, 256)])
+def test_what_a_warp_gathers(backend: str, rows: set[int], block: int) -> None:
+    """Four channels a thread. On AMD two rows would spill; there is a configuration for every number of channels."""
     for channels in (3, 32, 48, 64, 256):
         arguments = {"CHANNELS": channels, "grad_ptr": torch.empty(1)}
         left = tuning.pruned_configs(roi_gather.gather_kernel, (), arguments, backend)
         assert {config.kwargs["ROWS"] for config in left} <= rows
+        assert {config.kwargs["BLOCK_C"] for config in left} == {min(block, max(32, triton.next_power_of_2(channels)))}
     assert {config.kwargs["ROWS"] for config in left} == rows
 
 
