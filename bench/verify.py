@@ -111,7 +111,16 @@ def main(arguments: list[str]) -> int:
         for breach in case.breaches:
             line = f"BREACH {case.name}: {told(breach)}"
             console.print(line, style="bold red", highlight=False, soft_wrap=True)
+        last = len(cases) == len(picked) or picked[len(cases)][0] != case.operation
+        if last and not console.is_terminal:  # where there is no bar: it may take an hour
+            print(summary([each for each in cases if each.operation == case.operation]), file=sys.stderr)
     return report(cases, where, environment(here.describe()), console, chosen.json)
+
+
+def summary(cases: Sequence[Case]) -> str:
+    """One line on the cases of an operation."""
+    broken, seconds = sum(bool(case.breaches) for case in cases), sum(case.seconds for case in cases)
+    return f"{cases[0].operation}: {len(cases)} cases, {broken} with a breach, {seconds:.0f} s of a process"
 
 
 def pick(chosen: Arguments, here: Place) -> list[tuple[str, str, str, Scene]]:
