@@ -72,9 +72,9 @@ def _sum_of_many(masks, y_grid, x_grid, cell_y, cell_x, inside, BOUNDED: tl.cons
     for first_row in range(top, bottom, ROWS):
         row = first_row + tl.arange(0, ROWS)
         weight = _weight_of_rows(y_grid, cell_y, row, first_row, y_first, y_stop, ROWS)
-        usable = ((row < height) & (weight > 0))[:, None] & inside[None, :]
+        read = ((row < height) & (weight > 0))[:, None]
         left = x_start - 1
-        right_value = _pixel(masks, row[:, None], x_start[None, :], usable, BOUNDED).to(total.dtype)
+        right_value = _pixel(masks, row[:, None], x_start[None, :], read & inside[None, :], BOUNDED).to(total.dtype)
         left_value = tl.zeros_like(right_value)
         sums = tl.zeros_like(right_value)
         for offset in range(most):
@@ -84,8 +84,8 @@ def _sum_of_many(masks, y_grid, x_grid, cell_y, cell_x, inside, BOUNDED: tl.cons
             now = tl.where(counts, tl.minimum(x.to(tl.int32), left + 1), left)
             moved, left = now > left, now
             fraction = tl.where(counts, tl.minimum(x - left, 1.0), 0.0)
-            there = (moved & (left + 1 < width))[None, :] & usable
-            value = _pixel(masks, row[:, None], left[None, :] + 1, there, BOUNDED).to(total.dtype)
+            there = moved & (left < width - 1) & inside
+            value = _pixel(masks, row[:, None], left[None, :] + 1, read & there[None, :], BOUNDED).to(total.dtype)
             left_value = tl.where(moved[None, :], right_value, left_value)
             right_value = tl.where(moved[None, :], value, right_value)
             sums = tl.fma(tl.where(counts, 1.0 - fraction, 0.0)[None, :], left_value, sums)
