@@ -135,11 +135,11 @@ def _channels_last_kernel(
 
 
 def prune_rows_of_pixels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Of `tuning.within_channels`, with adaptive sampling those of at most 4 channels a warp, as there are not
-    registers for more.
+    """Of `tuning.within_channels`, with adaptive sampling those of at most 4 channels a warp and 4 warps, as there are
+    not registers for more.
     """
     fitting = tuning.within_channels(configs, arguments)
-    few = [each for each in fitting if each.kwargs["BLOCK_C"] <= 4 * each.num_warps]
+    few = [each for each in fitting if each.kwargs["BLOCK_C"] <= min(4 * each.num_warps, 16)]
     return few if few and arguments["RATIO"] == 0 else fitting
 
 
