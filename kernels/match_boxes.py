@@ -13,8 +13,8 @@ def match_boxes(
 
     For each anchor the ground truth that overlaps it most, of equal ones that with the lowest index. A match is forced
     where an anchor's IoU with some ground truth, of whatever index, is the best that this ground truth has with any
-    anchor, and above 0; all anchors that share the best are forced matches. An IoU that is not a number, as that of
-    two boxes without area, counts as the largest, and forces no match for its ground truth.
+    anchor, and above 0; all anchors that share the best are forced matches. An IoU that is not a number counts as 0, as
+    in Detectron2: a box with a NaN or without area matches nothing.
 
     There is no gradient.
 

@@ -46,25 +46,28 @@ class _Chunk:
         x1, y1, x2, y2 = corners
         self.corners, self.where = corners, where
         self.areas = (x2 - x1) * (y2 - y1)
+        self.have_area = _have_area(self.areas)
         self.low, self.high = corners[:2].amin(dim=1), corners[2:].amax(dim=1)
-        self.regular = bool((self.areas >= 0).all())  # false for NaN too
 
-    def reached(self, gt: Tensor, gt_areas: Tensor) -> Tensor:
+    def reached(self, gt: Tensor) -> Tensor:
         """Indices of the boxes [G, 4] whose overlap with an anchor may be anything but 0."""
-        if not self.regular:
-            return torch.arange(len(gt), device=gt.device)
         apart = ((gt[:, :2] >= self.high) | (gt[:, 2:] <= self.low)).any(dim=1)
-        # 0 / 0 and 0 * infinity are not 0.
-        return torch.nonzero(~(apart & (gt_areas > 0) & (gt_areas < math.inf)))[:, 0]
+        return torch.nonzero(~apart)[:, 0]
 
     def overlaps(self, gt: Tensor, gt_areas: Tensor) -> Tensor:
-        """IoU of boxes [G, 4] and anchors [G, n], each step rounded as in the other implementations."""
+        """IoU of boxes [G, 4] and anchors [G, n], each step rounded as in the other implementations; 0 for NaN."""
         x1, y1, x2, y2 = self.corners
         u1, v1, u2, v2 = gt[..., None].unbind(1)
         width = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1)).clamp_(min=0)
         intersection = torch.minimum(y2, v2).sub_(torch.maximum(y1, v1)).clamp_(min=0).mul_(width)
         union = torch.add(gt_areas[:, None], self.areas, out=width).sub_(intersection)
-        return intersection.div_(union)
+        overlaps = intersection.div_(union)
+        return overlaps if self.have_area and _have_area(gt_areas) else overlaps.nan_to_num_(0.0)
+
+
+def _have_area(areas: Tensor) -> bool:
+    """Whether all are above 0 and finite, so that no overlap is 0 / 0, of infinity or of NaN."""
+    return bool(((areas > 0) & (areas < math.inf)).all())
 
 
 def _match(chunks: list[_Chunk], gt: Tensor, with_forced: bool, index: Tensor, best: Tensor, forced: Tensor) -> None:
@@ -72,7 +75,7 @@ def _match(chunks: list[_Chunk], gt: Tensor, with_forced: bool, index: Tensor, b
     gt_areas = (gt[:, 2] - gt[:, 0]) * (gt[:, 3] - gt[:, 1])
     of_gt = gt.new_zeros((len(chunks), len(gt)))  # the best overlap of each ground truth in each chunk
     for number, chunk in enumerate(chunks):
-        reached = chunk.reached(gt, gt_areas)
+        reached = chunk.reached(gt)
         if len(reached) == 0:
             best[chunk.where] = 0.0
             continue

@@ -8,7 +8,7 @@ which runs a kernel many times, does no harm. A second kernel computes again wha
 truth's best, and marks those that are.
 
 Overlaps are computed without fused multiply-adds and divided with correct rounding, so that ties are ties and both
-kernels see the same bits. NaN is taken for infinity, which no overlap is: it is the largest, and equals none.
+kernels see the same bits.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,23 +59,20 @@ def _count(ptr, capacity):
 
 @triton.jit
 def _bounds(anchor, inside):
-    """Least and largest corners of the anchors inside, and whether their areas are numbers and not below 0."""
-    x1, y1, x2, y2, area = anchor
-    regular = tl.min((inside == 0) | (area >= 0), 0)
+    """Least and largest corners of the anchors inside."""
+    x1, y1, x2, y2, _area = anchor
     low_x, low_y = tl.min(tl.where(inside, x1, float("inf")), 0), tl.min(tl.where(inside, y1, float("inf")), 0)
     high_x, high_y = tl.max(tl.where(inside, x2, -float("inf")), 0), tl.max(tl.where(inside, y2, -float("inf")), 0)
-    return low_x, low_y, high_x, high_y, regular
+    return low_x, low_y, high_x, high_y
 
 
 @triton.jit
 def _reaching(gt_ptr, count, bounds, WORD: tl.constexpr, dtype: tl.constexpr):
     """Which of the first `count` of WORD ground truths at `gt_ptr` may have an overlap of other than 0 [WORD]."""
-    low_x, low_y, high_x, high_y, regular = bounds
-    u1, v1, u2, v2, area = _load_boxes(gt_ptr, count, WORD, dtype)
+    low_x, low_y, high_x, high_y = bounds
+    u1, v1, u2, v2, _area = _load_boxes(gt_ptr, count, WORD, dtype)
     apart = (u1 >= high_x) | (v1 >= high_y) | (u2 <= low_x) | (v2 <= low_y)
-    # 0 / 0 and 0 * infinity are not 0.
-    is_zero = apart & (area > 0) & (area < float("inf")) & (regular != 0)
-    return (tl.arange(0, WORD) < count) & (is_zero == 0)
+    return (tl.arange(0, WORD) < count) & (apart == 0)
 
 
 @triton.jit
@@ -85,7 +82,7 @@ def _as_bits(flags, WORD: tl.constexpr):
 
 @triton.jit
 def _overlap(anchor, gt_ptr, dtype: tl.constexpr):
-    """IoU of each anchor and the ground truth at `gt_ptr` [BLOCK]."""
+    """IoU of each anchor and the ground truth at `gt_ptr` [BLOCK]; 0 where it is not a number."""
     x1, y1, x2, y2, area = anchor
     u1, v1 = tl.load(gt_ptr).to(dtype), tl.load(gt_ptr + 1).to(dtype)
     u2, v2 = tl.load(gt_ptr + 2).to(dtype), tl.load(gt_ptr + 3).to(dtype)
@@ -93,7 +90,7 @@ def _overlap(anchor, gt_ptr, dtype: tl.constexpr):
     h = tl.maximum(tl.minimum(y2, v2) - tl.maximum(y1, v1), 0.0)
     intersection = h * w
     overlap = divide(intersection, (u2 - u1) * (v2 - v1) + area - intersection)
-    return tl.where(overlap == overlap, overlap, float("inf"))
+    return tl.where(overlap == overlap, overlap, 0.0)
 
 
 @tuning.tuned(configs=CONFIGS, key=KEY, prune=prune_blocks, accumulates=["nearest_ptr"])
@@ -144,7 +141,7 @@ def _best_kernel(
                 tl.atomic_max(nearest + number, of_gt, mask=of_gt > 0, sem="relaxed")
     out = image * num_anchors + first + tl.arange(0, BLOCK)
     tl.store(index_ptr + out, index.to(tl.int64), mask=inside)
-    tl.store(best_ptr + out, tl.where(best < float("inf"), best, float("nan")), mask=inside)
+    tl.store(best_ptr + out, best, mask=inside)
 
 
 @tuning.tuned(configs=CONFIGS, key=KEY, prune=prune_blocks)
@@ -172,8 +169,7 @@ def _forced_kernel(
     first = tl.program_id(0).to(tl.int64) * BLOCK
     inside = tl.arange(0, BLOCK) < num_anchors - first
     out = image * num_anchors + first + tl.arange(0, BLOCK)
-    own = tl.load(best_ptr + out, mask=inside, other=0.0)
-    most = tl.max(tl.where(own == own, own, float("inf")), 0)
+    most = tl.max(tl.load(best_ptr + out, mask=inside, other=0.0), 0)
     forced = tl.zeros((BLOCK,), tl.int32)
     if most > 0:  # most blocks overlap nothing and are done
         anchors = anchors_ptr + (first if SHARED else image * num_anchors + first) * 4
@@ -185,7 +181,7 @@ def _forced_kernel(
             number = start + tl.arange(0, WORD)
             nearest = tl.load(nearest_ptr + number, mask=number < count, other=0.0)
             # A ground truth whose best is above all that the anchors have has it elsewhere.
-            possible = (nearest > 0) & (nearest < float("inf")) & (nearest <= most)
+            possible = (nearest > 0) & (nearest <= most)
             possible = possible & _reaching(gt_boxes + start * 4, count - start, bounds, WORD, dtype)
             left = _as_bits(possible, WORD)
             while left != 0:

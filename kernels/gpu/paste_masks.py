@@ -3,9 +3,8 @@
 Every pixel of the result is written once. A program whose tile of the image does not touch its box only
 writes zeros; the others sample the mask bilinearly, at positions that one of two rules gives:
 
-- "torchvision": the mask with a border of one zero is resized (pixel centres aligned) to the box grown by (M
-  + 2) / M
-  and cut to integers, corners included;
+- "torchvision": the mask with a border of one zero is resized (pixel centres aligned) to the box grown by
+  (M + 2) / M and cut to integers, corners included;
 - "centers": the mask is sampled at the centres of the image's pixels, zero outside it, as in Detectron2.
 
 Boxes are computed without fused multiply-adds, so that they are cut to the same integers as elsewhere.

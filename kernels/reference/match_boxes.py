@@ -19,8 +19,7 @@ def match_boxes(
         some = anchors if anchors.ndim == 2 else anchors[image]
         overlap = _iou(gt_boxes[image, :count, None].to(compute), some.to(compute))
         best[image] = overlap.amax(dim=0)
-        is_best = (overlap == best[image]) | overlap.isnan()
-        index[image] = is_best.to(torch.uint8).argmax(dim=0)  # the first of equal ones
+        index[image] = (overlap == best[image]).to(torch.uint8).argmax(dim=0)  # the first of equal ones
         if with_forced:
             of_gt = overlap.amax(dim=1, keepdim=True)
             forced[image] = ((overlap == of_gt) & (of_gt > 0)).any(dim=0)
@@ -28,9 +27,10 @@ def match_boxes(
 
 
 def _iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of boxes [..., 4]; NaN for two boxes without area."""
+    """Intersection over union of boxes [..., 4]; 0 where it is not a number, as for two boxes without area."""
     width = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])).clamp(min=0)
     height = (torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])).clamp(min=0)
     intersection = width * height
     area_a, area_b = ((x[..., 2] - x[..., 0]) * (x[..., 3] - x[..., 1]) for x in (a, b))
-    return intersection / (area_a + area_b - intersection)
+    overlap = intersection / (area_a + area_b - intersection)
+    return torch.where(overlap.isnan(), 0.0, overlap)

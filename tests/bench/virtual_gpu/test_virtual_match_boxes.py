@@ -12,7 +12,7 @@ pytestmark = pytest.mark.compiled
 
 
 def boxes(*shape: int, seed: int) -> torch.Tensor:
-    """On a coarse grid, some without area: ties and overlaps that are NaN."""
+    """On a coarse grid, some without area: ties and overlaps of 0 / 0."""
     generator = torch.Generator().manual_seed(seed)
     low = torch.randint(0, 8, (*shape, 2), generator=generator)
     return torch.cat([low, low + torch.randint(0, 7, (*shape, 2), generator=generator)], dim=-1).float() * 13.7
@@ -28,9 +28,8 @@ def test_match_boxes(dtype: torch.dtype, options: Options) -> None:
         with kernels.use("reference"):
             wanted = kernels.match_boxes(some, gt_boxes, counts)
         for ours, true in zip(seen, wanted, strict=True):
-            assert torch.equal(ours.nan_to_num(77), true.nan_to_num(77))
+            assert torch.equal(ours, true)
         assert not bool(unwritten(seen[1]).any())
-        assert bool(seen[1].isnan().any())
         assert bool(seen[2].any())
         assert [launch.kernel for launch in record.launches] == ["_best_kernel", "_forced_kernel"]
 
@@ -44,7 +43,7 @@ def test_every_configuration() -> None:
         with kernels.use("triton"), active(choose=lambda _, configs, number=number: configs[number]):
             seen = kernels.match_boxes(anchors, gt_boxes, counts)
         for ours, true in zip(seen, wanted, strict=True):
-            assert torch.equal(ours.nan_to_num(77), true.nan_to_num(77))
+            assert torch.equal(ours, true)
 
 
 def test_only_ground_truth_near_by_is_compared() -> None:
