@@ -258,7 +258,8 @@ def _deal_kernel(
 @triton.jit
 def _scaled(place, slots, all_wanted):
     """A place among the slots wanted as one among those that there are."""
-    return tl.where(all_wanted > slots, place * slots // tl.maximum(all_wanted, 1), place).to(tl.int32)
+    scaled = place.to(tl.int64) * slots // tl.maximum(all_wanted, 1)
+    return tl.where(all_wanted > slots, scaled, place).to(tl.int32)
 
 
 @triton.jit

@@ -95,6 +95,23 @@ def test_roi_align_with_adaptive_sampling(layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", FORMATS)
+def test_samples_on_the_border_count_in_both_passes(layout: str) -> None:
+    """At the position 50 of 50 columns a sample counts, and the last column gets its weight. A rounding tells."""
+    rois = torch.tensor([[0, 30, 0, 110, 3], [0, 23, 0, 131, 3.0]])
+    feature = some(1, 4, 4, 50).contiguous(memory_format=FORMATS[layout])
+
+    def run() -> tuple[Tensor, ...]:
+        leaf = feature.clone().requires_grad_()
+        kernels.roi_align(leaf, rois, 7, 1.0, 2).sum().backward()
+        assert leaf.grad is not None
+        return (leaf.grad,)
+
+    ((ours,), _), (wanted,) = virtual(run), by("reference", run)
+    assert float(wanted[..., -1].sum()) > 1
+    assert torch.allclose(ours, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
 def test_gradient_of_crowded_pixels(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small boxes upon one another, whose sums several warps share, some of which run backwards; also with the
     addresses of large maps, and where there are fewer slots than wanted. No order of warps shows.
