@@ -17,6 +17,7 @@ import inspect
 import json
 import os
 import re
+import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,15 @@ def folder() -> Path:
     if chosen := os.environ.get("MRCNN_TUNING_FOLDER"):
         return Path(chosen)
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "mask-rcnn-triton/tuning"
+    return (Path(cache) if cache else _home() / ".cache") / "mask-rcnn-triton/tuning"
+
+
+def _home() -> Path:
+    """Some containers have users without one."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(tempfile.gettempdir())
 
 
 def find(kernel: Autotuner, key: Sequence[Any], fitting: Sequence[triton.Config]) -> triton.Config | None:

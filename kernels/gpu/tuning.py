@@ -29,7 +29,8 @@ from kernels.gpu.capture import loading_permitted
 Prune = Callable[[Sequence[triton.Config], Mapping[str, Any]], list[triton.Config]]
 Key = tuple[Any, ...]
 
-_ONE_AT_A_TIME = threading.Lock()  # two measurements would disturb each other
+# Two measurements would disturb each other, and Triton shows a compiled kernel to other threads before it is loaded.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def bucket(count: int, floor: int = 16) -> int:
@@ -88,7 +89,7 @@ def launch(kernel: Any, grid: Any, tensors: Sequence[Any], **arguments: Any) -> 
     if isinstance(kernel, Autotuner):
         arguments |= configuration(kernel, grid, tensors, arguments).all_kwargs()
         kernel = kernel.fn
-    with loading_permitted() if _capturing() else nullcontext():
+    with _ONE_AT_A_TIME, loading_permitted() if _capturing() else nullcontext():
         kernel[grid](*tensors, **arguments)
 
 
@@ -108,8 +109,8 @@ def configuration(kernel: Autotuner, grid: Any, tensors: Sequence[Any], argument
         try:
             with _ONE_AT_A_TIME:
                 chosen = kernel.cache.get((device, key)) or _fastest(kernel, grid, tensors, arguments, fitting, key)
-        except torch.OutOfMemoryError:  # measuring takes memory of its own
-            return fitting[0]
+        except torch.OutOfMemoryError:  # measuring takes memory of its own, which will not be there next time either
+            chosen = fitting[0]
     kernel.cache[device, key] = chosen
     return chosen
 

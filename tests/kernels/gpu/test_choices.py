@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import multiprocessing
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,16 @@ def test_folder(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], fo
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert choices.folder() == Path(folder)
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("MRCNN_TUNING_FOLDER", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert choices.folder() == Path(tempfile.gettempdir()) / ".cache/mask-rcnn-triton/tuning"
 
 
 def test_every_kernel_has_a_name_of_its_own() -> None:
