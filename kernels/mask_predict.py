@@ -23,7 +23,7 @@ def mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor)
         weight: [classes, C] in floating point.
         bias: [classes] in floating point.
         labels: class of each RoI [K], int64; with one class (class-agnostic) it is that one. On a GPU, where no value
-            is asked for, a label that is no class gives NaN.
+            is asked for, a label that is no class gives zeros.
 
     Returns:
         Probabilities [K, M, M] in float32 (float64 for float64 features).

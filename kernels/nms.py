@@ -12,7 +12,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Keeps the best of boxes that overlap; torchvision.ops.nms.
 
     In descending score, a box is dropped if its IoU with a kept one is above the threshold. Of equal scores the
-    lower index comes first. A box whose score is NaN or -inf is dropped.
+    lower index comes first; a score of NaN is the highest, as in torch.sort.
 
     Args:
         boxes: [N, 4] as x1, y1, x2, y2; IoU is computed in float32 (float64 for float64).
@@ -112,7 +112,7 @@ def _segmented_nms(
     counts: Tensor | None,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    arguments = (boxes, scores, iou_threshold, max_keep, counts)
+    arguments = (boxes, scores, iou_threshold, max_keep, counts, False)
     keep, kept_counts = run(implementation, "nms", "segmented_nms", boxes.device, *arguments)
     return keep, kept_counts
 
@@ -125,7 +125,7 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int, *args:
 
 @torch.library.custom_op("mrcnn::nms", mutates_args=())
 def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float, implementation: str) -> Tensor:
-    arguments = (boxes[None], scores[None], iou_threshold, boxes.shape[0], None)
+    arguments = (boxes[None], scores[None], iou_threshold, boxes.shape[0], None, True)
     keep, count = run(implementation, "nms", "segmented_nms", boxes.device, *arguments)
     kept: Tensor = keep[0, : int(count[0])].clone()
     return kept
@@ -146,7 +146,7 @@ def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: flo
     longest = int(sizes.max())
     index = boxes.new_zeros((len(classes), longest), dtype=torch.int64)
     index[segment[members], place] = members
-    arguments = (boxes[index], scores[index], iou_threshold, longest, sizes)
+    arguments = (boxes[index], scores[index], iou_threshold, longest, sizes, True)
     keep, _ = run(implementation, "nms", "segmented_nms", boxes.device, *arguments)
     kept = index.gather(1, keep.clamp(min=0))[keep >= 0].sort().values
     return kept[torch.sort(scores[kept], descending=True, stable=True).indices]

@@ -53,9 +53,7 @@ def roi_pool(input: Tensor, rois: Tensor, size: tuple[int, int], scale: float) -
 
 
 def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """A score of NaN or -inf drops a box."""
-    present = torch.nonzero(scores > float("-inf"))[:, 0]
-    kept: Tensor = present[torchvision.ops.nms(boxes[present], scores[present], threshold)]
+    kept: Tensor = torchvision.ops.nms(boxes, scores, threshold)
     return kept
 
 
@@ -72,10 +70,12 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, threshold: float) -
 def segmented_nms(
     boxes: Tensor, scores: Tensor, threshold: float, max_keep: int, counts: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """A score of NaN or -inf drops a box."""
     keep = torch.full((len(boxes), max_keep), -1)
     kept_counts = torch.zeros(len(boxes), dtype=torch.int64)
     for segment, count in enumerate(counts.tolist()):
-        kept = nms(boxes[segment, :count], scores[segment, :count], threshold)[:max_keep]
+        present = torch.nonzero(scores[segment, :count] > float("-inf"))[:, 0]
+        kept = present[nms(boxes[segment, present], scores[segment, present], threshold)][:max_keep]
         keep[segment, : len(kept)], kept_counts[segment] = kept, len(kept)
     return keep, kept_counts
 

@@ -180,6 +180,7 @@ def scenes(size: Size) -> list[Scene]:
         few = replace(few, pyramid=Pyramid(2, 40, 56, 8), rois=1, pooled=(3, 2), mask_side=6, classes=3)
         few = replace(few, candidates=70, max_keep=30, truths=3, losses=4)
         odd = replace(few, name="odd", pyramid=Pyramid(3, 43, 67, 11), sampling_ratio=-1, aligned=True)
+    odd = replace(odd, candidates=270)  # more than NMS does at once
     small = replace(few, rois=2 * few.rois)
     common = [
         odd,

@@ -45,7 +45,7 @@ def mask_predict_backward(
 
 
 def class_logits(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-    """Logits of each RoI's class [K, M, M]; NaN for a label that is no class."""
+    """Logits of each RoI's class [K, M, M]; -inf, and so a probability of 0, for a label that is no class."""
     compute = torch.promote_types(features.dtype, torch.float32)
     known, label = _known(labels, weight)
     own_weight, own_bias = weight.to(compute)[label, :, None], bias.to(compute)[label, None, None]
@@ -53,7 +53,7 @@ def class_logits(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor)
     logits = cells.new_empty((*cells.shape[:2], 1), dtype=compute)
     for some in _few(len(labels)):
         torch.baddbmm(own_bias[some], cells[some].to(compute), own_weight[some], out=logits[some])
-    return _in_order_of_pixels(torch.where(known[:, None], logits[..., 0], float("nan")), features)
+    return _in_order_of_pixels(torch.where(known[:, None], logits[..., 0], float("-inf")), features)
 
 
 def _known(labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

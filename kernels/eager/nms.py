@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from kernels.rounding import float32_at_most
+
 # Pairs that are compared at a time: fewer, and calling costs more than comparing; more would leave the caches.
 _CELLS = 1 << 19
 # Rounding of the sweep's bounds, relative to the coordinates; too many pairs do no harm.
@@ -20,17 +22,21 @@ _SLACK = 1e-5
 
 
 def segmented_nms(
-    boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int, counts: Tensor | None
+    boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int, counts: Tensor | None, every: bool
 ) -> tuple[Tensor, Tensor]:
-    """See `kernels.segmented_nms`. boxes: [S, N, 4], scores: [S, N]; kept indices [S, max_keep] and counts [S]."""
+    """See `kernels.segmented_nms`. boxes: [S, N, 4], scores: [S, N]; kept indices [S, max_keep] and counts [S].
+
+    Args:
+        every: whether boxes of every score take part, NaN as the highest; else those with -inf or NaN are absent.
+    """
     segments, size = scores.shape
     keep = torch.full((segments, max_keep), -1, dtype=torch.int64, device=boxes.device)
     if segments == 0 or size == 0 or max_keep == 0:
         return keep, torch.zeros(segments, dtype=torch.int64, device=boxes.device)
     compute = torch.promote_types(boxes.dtype, torch.float32)
     if compute == torch.float32:
-        iou_threshold = _round_down(iou_threshold)
-    present = scores > float("-inf")  # false for NaN too
+        iou_threshold = float32_at_most(iou_threshold)
+    present = torch.ones_like(scores, dtype=torch.bool) if every else scores > float("-inf")  # false for NaN too
     if counts is not None:
         present &= torch.arange(size, device=boxes.device) < counts[:, None]
     most = int(present.sum(dim=1).max())
@@ -46,17 +52,6 @@ def segmented_nms(
     segment, rank = torch.nonzero(kept, as_tuple=True)
     keep[segment, place[segment, rank]] = order[segment, rank]
     return keep, kept.sum(dim=1)
-
-
-def _round_down(threshold: float) -> float:
-    """The largest float32 that is at most the threshold: a float32 is above both or neither.
-
-    So overlaps compare with the threshold as given, as in torchvision on a CPU, and not with its nearest float32.
-    """
-    nearest = torch.tensor(threshold, dtype=torch.float32)
-    if nearest.item() > threshold:
-        nearest = torch.nextafter(nearest, torch.tensor(-1.0))
-    return nearest.item()
 
 
 def _greedy(boxes: Tensor, present: Tensor, iou_threshold: float) -> Tensor:

@@ -46,9 +46,11 @@ def _weights(part):
 
 
 @triton.jit
-def _along_x(heatmap, y, columns, weights, inside, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, dtype: tl.constexpr):
+def _along_x(
+    heatmap, y, step, columns, weights, inside, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, dtype: tl.constexpr
+):
     """Row y of the heatmap, or the nearest that there is, interpolated at the columns of the box [BLOCK]."""
-    row = heatmap + tl.minimum(tl.maximum(y, 0), HEIGHT - 1) * WIDTH
+    row = heatmap + tl.minimum(tl.maximum(y, 0), HEIGHT - 1) * (WIDTH * step)
     a = tl.load(row + columns[0], mask=inside, other=0.0).to(dtype)
     b = tl.load(row + columns[1], mask=inside, other=0.0).to(dtype)
     c = tl.load(row + columns[2], mask=inside, other=0.0).to(dtype)
@@ -57,8 +59,8 @@ def _along_x(heatmap, y, columns, weights, inside, HEIGHT: tl.constexpr, WIDTH: 
 
 
 @triton.jit
-def _column(x, WIDTH: tl.constexpr):
-    return tl.minimum(tl.maximum(x, 0), WIDTH - 1)
+def _column(x, step, WIDTH: tl.constexpr):
+    return tl.minimum(tl.maximum(x, 0), WIDTH - 1) * step
 
 
 @tuning.tuned(
@@ -66,11 +68,11 @@ def _column(x, WIDTH: tl.constexpr):
         triton.Config({"BLOCK": block}, num_warps=warps)
         for block, warps in [(128, 2), (256, 4), (128, 1), (64, 1), (512, 4)]
     ],
-    key=["HEIGHT", "WIDTH", "heatmaps_bucket"],
+    key=["HEIGHT", "WIDTH", "CHANNELS_LAST", "heatmaps_bucket"],
 )
 @triton.jit(do_not_specialize=["keypoints", "heatmaps_bucket"])
 def _keypoint_kernel(
-    heatmaps_ptr,  # [K, N, HEIGHT, WIDTH]
+    heatmaps_ptr,  # [K, N, HEIGHT, WIDTH], contiguous or channels last
     boxes_ptr,  # [K, 4] x1, y1, x2, y2
     keypoints_ptr,  # [K, N, 3] the result
     scores_ptr,  # [K, N] the result
@@ -78,14 +80,21 @@ def _keypoint_kernel(
     heatmaps_bucket,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Program: a heatmap."""
     dtype: tl.constexpr = scores_ptr.dtype.element_ty
     INTEGER: tl.constexpr = tl.int32 if WIDTH < 32768 else tl.int64
     number = tl.program_id(0).to(tl.int64)
-    heatmap = heatmaps_ptr + number * (HEIGHT * WIDTH)
-    box = boxes_ptr + number // keypoints * 4
+    roi = number // keypoints
+    if CHANNELS_LAST:
+        heatmap = heatmaps_ptr + roi * keypoints * (HEIGHT * WIDTH) + number % keypoints
+        step = keypoints
+    else:
+        heatmap = heatmaps_ptr + number * (HEIGHT * WIDTH)
+        step = 1
+    box = boxes_ptr + roi * 4
     x1, y1 = tl.load(box).to(dtype), tl.load(box + 1).to(dtype)
     x_side, x_usable = _side(x1, tl.load(box + 2).to(dtype))
     y_side, y_usable = _side(y1, tl.load(box + 3).to(dtype))
@@ -105,13 +114,18 @@ def _keypoint_kernel(
         place_x = (2 * x + 1).to(INTEGER) * WIDTH + columns
         at = (place_x // x_double).to(tl.int32) - 1
         weights = _weights((place_x % x_double).to(dtype) * x_unit)
-        taps = (_column(at - 1, WIDTH), _column(at, WIDTH), _column(at + 1, WIDTH), _column(at + 2, WIDTH))
+        taps = (
+            _column(at - 1, step, WIDTH),
+            _column(at, step, WIDTH),
+            _column(at + 1, step, WIDTH),
+            _column(at + 2, step, WIDTH),
+        )
         current = (HEIGHT + rows) // y_double - 1
         rest = (HEIGHT + rows) % y_double
-        a = _along_x(heatmap, current - 1, taps, weights, inside, HEIGHT, WIDTH, dtype)
-        b = _along_x(heatmap, current, taps, weights, inside, HEIGHT, WIDTH, dtype)
-        c = _along_x(heatmap, current + 1, taps, weights, inside, HEIGHT, WIDTH, dtype)
-        d = _along_x(heatmap, current + 2, taps, weights, inside, HEIGHT, WIDTH, dtype)
+        a = _along_x(heatmap, current - 1, step, taps, weights, inside, HEIGHT, WIDTH, dtype)
+        b = _along_x(heatmap, current, step, taps, weights, inside, HEIGHT, WIDTH, dtype)
+        c = _along_x(heatmap, current + 1, step, taps, weights, inside, HEIGHT, WIDTH, dtype)
+        d = _along_x(heatmap, current + 2, step, taps, weights, inside, HEIGHT, WIDTH, dtype)
         best = tl.full((BLOCK,), float("-inf"), dtype)
         best_row = tl.zeros((BLOCK,), tl.int32)
         for y in range(rows):
@@ -119,7 +133,7 @@ def _keypoint_kernel(
                 a, b, c = b, c, d
                 rest -= y_double
                 current += 1
-                d = _along_x(heatmap, current + 2, taps, weights, inside, HEIGHT, WIDTH, dtype)
+                d = _along_x(heatmap, current + 2, step, taps, weights, inside, HEIGHT, WIDTH, dtype)
             above, upper, lower, below = _weights(rest.to(dtype) * y_unit)
             rest += 2 * HEIGHT
             value = a * above + b * upper + c * lower + d * below
@@ -161,15 +175,17 @@ def decode_keypoints(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     scores = heatmaps.new_empty((rois, number), dtype=compute)
     if scores.numel() == 0:
         return keypoints, scores
+    channels_last = not heatmaps.is_contiguous() and heatmaps.is_contiguous(memory_format=torch.channels_last)
     with tuning.on_device_of(heatmaps):
         tuning.launch(
             _keypoint_kernel,
             (rois * number,),
-            (heatmaps.contiguous(), boxes.contiguous(), keypoints, scores),
+            (heatmaps if channels_last else heatmaps.contiguous(), boxes.contiguous(), keypoints, scores),
             keypoints=number,
             heatmaps_bucket=tuning.bucket(rois * number),
             HEIGHT=height,
             WIDTH=width,
+            CHANNELS_LAST=channels_last,
             enable_fp_fusion=False,
         )
     return keypoints, scores

@@ -56,9 +56,36 @@ def bitwise_or(a, b):
 
 
 @triton.jit
+def bit_count(word):
+    """How many of 32 bits are set: sums of neighbours, of two bits, of four, and of bytes."""
+    word = word.to(tl.uint32, bitcast=True)
+    word = word - ((word >> 1) & 0x55555555)
+    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F
+    return ((word * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
 def log2_of_bit(bit):
     """The place of the one bit that is set in 32."""
     return (bit.to(tl.uint32, bitcast=True).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+
+
+@triton.jit
+def load_box(ptr, dtype: tl.constexpr, mask=None):
+    """x1, y1, x2, y2 and the area of the boxes at `ptr`, which may be one; anything where the mask is not set."""
+    x1, y1 = tl.load(ptr, mask=mask).to(dtype), tl.load(ptr + 1, mask=mask).to(dtype)
+    x2, y2 = tl.load(ptr + 2, mask=mask).to(dtype), tl.load(ptr + 3, mask=mask).to(dtype)
+    return x1, y1, x2, y2, (x2 - x1) * (y2 - y1)
+
+
+@triton.jit
+def intersection_over_union(a, b):
+    """Of boxes as `load_box` gives them; without fused multiply-adds the same bits in either order."""
+    w = tl.maximum(tl.minimum(a[2], b[2]) - tl.maximum(a[0], b[0]), 0.0)
+    h = tl.maximum(tl.minimum(a[3], b[3]) - tl.maximum(a[1], b[1]), 0.0)
+    intersection = w * h
+    return divide(intersection, a[4] + b[4] - intersection)
 
 
 @triton.jit

@@ -133,7 +133,7 @@ def _logits_kernel(
         place = features + _offset(cell, channel, CHANNELS, SIZE, CHANNELS_LAST)
         feature = tl.load(place, mask=inside[:, None] & there[None, :], other=0.0).to(dtype)
         total = tl.fma(feature, tl.broadcast_to(weight[None, :], (BLOCK, BLOCK_C)), total)
-    bias = tl.load(bias_ptr + label, mask=known, other=float("nan")).to(dtype)
+    bias = tl.load(bias_ptr + label, mask=known, other=float("-inf")).to(dtype)
     logit = _tree_sum(tl.trans(total), CHANNELS_LAST) + bias
     if SIGMOID:
         small = tl.exp(-tl.abs(logit))
@@ -239,7 +239,7 @@ def mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor)
 
 
 def class_logits(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-    """Logits of each RoI's class [K, M, M]; NaN for a label that is no class."""
+    """Logits of each RoI's class [K, M, M]; -inf, and so a probability of 0, for a label that is no class."""
     return _logits(features, weight, bias, labels, sigmoid=False)
 
 
@@ -279,7 +279,7 @@ def mask_predict_backward(
 
 
 def _logits(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, sigmoid: bool) -> Tensor:
-    """Logits of each RoI's class [K, M, M], or their sigmoid; NaN for a label that is no class."""
+    """Logits of each RoI's class [K, M, M], or their sigmoid; -inf, or 0, for a label that is no class."""
     form = _form(features)
     num_rois, size = features.shape[0], form["SIZE"]
     logits = features.new_empty((num_rois, size, size), dtype=torch.promote_types(features.dtype, torch.float32))

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import tuning
-from kernels.gpu.language import bitwise_or, divide, log2_of_bit
+from kernels.gpu.language import bitwise_or, intersection_over_union, load_box, log2_of_bit
 
 
 def prune_blocks(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
@@ -83,13 +83,7 @@ def _as_bits(flags, WORD: tl.constexpr):
 @triton.jit
 def _overlap(anchor, gt_ptr, dtype: tl.constexpr):
     """IoU of each anchor and the ground truth at `gt_ptr` [BLOCK]; 0 where it is not a number."""
-    x1, y1, x2, y2, area = anchor
-    u1, v1 = tl.load(gt_ptr).to(dtype), tl.load(gt_ptr + 1).to(dtype)
-    u2, v2 = tl.load(gt_ptr + 2).to(dtype), tl.load(gt_ptr + 3).to(dtype)
-    w = tl.maximum(tl.minimum(x2, u2) - tl.maximum(x1, u1), 0.0)
-    h = tl.maximum(tl.minimum(y2, v2) - tl.maximum(y1, v1), 0.0)
-    intersection = h * w
-    overlap = divide(intersection, (u2 - u1) * (v2 - v1) + area - intersection)
+    overlap = intersection_over_union(load_box(gt_ptr, dtype), anchor)
     return tl.where(overlap == overlap, overlap, 0.0)
 
 

@@ -16,14 +16,17 @@ exact.
 """
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu import tuning
-from kernels.gpu.language import bitwise_or, divide, item_and_block
+from kernels.gpu import nms_at_once, tuning
+from kernels.gpu.language import bitwise_or, intersection_over_union, item_and_block, load_box
+from kernels.rounding import float32_at_most
 
 
 @tuning.tuned(
@@ -53,27 +56,15 @@ def _mask_kernel(
     if (word * 64 < count) & (block * BLOCK < count):
         row = block * BLOCK + tl.arange(0, BLOCK)
         inside = row < count
-        box = boxes_ptr + (segment * num_boxes + row) * 4
-        x1 = tl.load(box, mask=inside, other=0.0)
-        y1 = tl.load(box + 1, mask=inside, other=0.0)
-        x2 = tl.load(box + 2, mask=inside, other=0.0)
-        y2 = tl.load(box + 3, mask=inside, other=0.0)
-        area = (x2 - x1) * (y2 - y1)
-        limit = tl.cast(threshold, x1.dtype)
+        dtype: tl.constexpr = tl.float64 if boxes_ptr.dtype.element_ty == tl.float64 else tl.float32
+        box = load_box(boxes_ptr + (segment * num_boxes + row) * 4, dtype, inside)
+        limit = tl.cast(threshold, dtype)
         for half in tl.static_range(2):
             first = word * 64 + half * 32
             other = boxes_ptr + (segment * num_boxes + first) * 4
             bits = tl.zeros((BLOCK,), tl.int32)
             for j in range(tl.minimum(tl.maximum(count - first, 0), 32)):
-                other_x1 = tl.load(other + j * 4)
-                other_y1 = tl.load(other + j * 4 + 1)
-                other_x2 = tl.load(other + j * 4 + 2)
-                other_y2 = tl.load(other + j * 4 + 3)
-                w = tl.maximum(tl.minimum(x2, other_x2) - tl.maximum(x1, other_x1), 0.0)
-                h = tl.maximum(tl.minimum(y2, other_y2) - tl.maximum(y1, other_y1), 0.0)
-                intersection = w * h
-                union = area + (other_x2 - other_x1) * (other_y2 - other_y1) - intersection
-                overlap = divide(intersection, union)
+                overlap = intersection_over_union(box, load_box(other + j * 4, dtype))
                 bits |= ((overlap > limit) & (first + j > row)).to(tl.int32) << j
             out = mask_ptr + ((segment * num_boxes + row) * num_words + word) * 2 + half
             tl.store(out, bits, mask=inside)
@@ -99,9 +90,24 @@ def _upper_triangle(pair, num_blocks, num_words, WORDS_PER_BLOCK: tl.constexpr):
     return block, word
 
 
+def prune_rows(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
+    """Those that read 2 to 16 words a thread at a time; of none, that which reads fewest."""
+
+    def words_of(config: triton.Config) -> float:
+        words: int = config.kwargs["ROWS"] * arguments["WORDS"]
+        return words / tuning.threads(config, arguments)
+
+    fitting = [config for config in configs if 2 <= words_of(config) <= 16]
+    return fitting or [min(configs, key=words_of)]
+
+
 @tuning.tuned(
-    configs=[triton.Config({"ROWS": rows}, num_warps=warps) for rows, warps in [(8, 1), (16, 1), (16, 4)]],
+    configs=[
+        triton.Config({"ROWS": rows}, num_warps=warps)
+        for rows, warps in [(8, 1), (16, 1), (16, 4), (8, 4), (4, 8), (4, 16)]
+    ],
     key=["WORDS", "max_keep_bucket", "segments_bucket"],
+    prune=prune_rows,
 )
 @triton.jit(do_not_specialize=["num_boxes", "num_words", "max_keep", "max_keep_bucket", "segments_bucket"])
 def _reduce_kernel(
@@ -115,7 +121,7 @@ def _reduce_kernel(
     max_keep,
     max_keep_bucket,
     segments_bucket,
-    WORDS: tl.constexpr,
+    WORDS: tl.constexpr,  # held in registers: a bucket, and so the same for N and N + 1
     ROWS: tl.constexpr,
 ):
     """Program: segment."""
@@ -162,22 +168,33 @@ def _reduce_kernel(
 
 
 def segmented_nms(
-    boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int, counts: Tensor | None
+    boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int, counts: Tensor | None, every: bool
 ) -> tuple[Tensor, Tensor]:
-    """See `kernels.segmented_nms`. boxes: [S, N, 4], scores: [S, N]; keep [S, max_keep], counts [S]."""
+    """See `kernels.segmented_nms`. boxes: [S, N, 4], scores: [S, N]; keep [S, max_keep], counts [S].
+
+    Args:
+        every: whether boxes of every score take part, NaN as the highest; else those with -inf or NaN are absent.
+    """
     segments, num_boxes = scores.shape
     keep = scores.new_empty((segments, max_keep), dtype=torch.int64)
     kept = scores.new_empty(segments, dtype=torch.int64)
     if segments == 0 or num_boxes == 0 or max_keep == 0:
         return keep.fill_(-1), kept.zero_()
-    compute = torch.promote_types(boxes.dtype, torch.float32)
-    scores = torch.where(torch.isnan(scores), -math.inf, scores)
+    if num_boxes <= nms_at_once.MOST_BOXES:
+        return nms_at_once.segmented_nms(boxes, scores, iou_threshold, max_keep, counts, every)
+    if not every:
+        scores = torch.where(torch.isnan(scores), -math.inf, scores)
     if counts is not None:
         place = torch.arange(num_boxes, device=scores.device)
         scores = torch.where(place < counts[:, None], scores, -math.inf)
     scores, order = torch.sort(scores, dim=1, descending=True, stable=True)
-    taking_part = (scores > -math.inf).sum(dim=1)
-    boxes = boxes.to(compute).gather(1, order[:, :, None].expand(-1, -1, 4))
+    if not every:
+        taking_part = (scores > -math.inf).sum(dim=1)
+    elif counts is None:
+        taking_part = kept.new_full((segments,), num_boxes)
+    else:
+        taking_part = counts.clamp(0, num_boxes)
+    boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
     num_words = triton.cdiv(num_boxes, 64)
     mask = scores.new_empty((segments, num_boxes, num_words), dtype=torch.int64)
     buckets = {"segments_bucket": tuning.bucket(segments, 1)}
@@ -186,7 +203,7 @@ def segmented_nms(
             _mask_kernel,
             lambda meta: (segments * _pairs(num_boxes, meta["BLOCK"]),),
             (boxes, taking_part, mask.view(torch.int32)),
-            threshold=iou_threshold if compute == torch.float64 else _round_down(iou_threshold),
+            threshold=iou_threshold if boxes.dtype == torch.float64 else float32_at_most(iou_threshold),
             num_boxes=num_boxes,
             num_words=num_words,
             boxes_bucket=tuning.bucket(num_boxes),
@@ -211,15 +228,3 @@ def _pairs(num_boxes: int, block: int) -> int:
     """Programs that cover the upper triangle: folded, see `_upper_triangle`."""
     blocks = -(-num_boxes // block)
     return (blocks + 1) // 2 * (blocks + 1) * (block // 64)
-
-
-def _round_down(threshold: float) -> float:
-    """The largest float32 that is at most the threshold: a float32 overlap is above both or neither.
-
-    So float32 overlaps compare with the threshold as given, as in torchvision on a CPU, and not with its
-    rounding.
-    """
-    nearest = torch.tensor(threshold, dtype=torch.float32, device="cpu")
-    if nearest.item() > threshold:
-        nearest = torch.nextafter(nearest, torch.tensor(-math.inf, device="cpu"))
-    return nearest.item()

@@ -28,10 +28,10 @@ def mask_predict_backward(
 
 
 def class_logits(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-    """Logits of each RoI's class [K, M, M]; NaN for a label that is no class."""
+    """Logits of each RoI's class [K, M, M]; -inf, and so a probability of 0, for a label that is no class."""
     compute = torch.promote_types(features.dtype, torch.float32)
     pixels = _pixels(features).to(compute)
-    logits = pixels.new_full((pixels.shape[0], *pixels.shape[2:]), float("nan"))
+    logits = pixels.new_full((pixels.shape[0], *pixels.shape[2:]), float("-inf"))
     for k, label in enumerate(labels.tolist()):
         if 0 <= label < weight.shape[0]:
             logits[k] = (weight[label].to(compute)[:, None, None] * pixels[k]).sum(dim=0) + bias[label].to(compute)

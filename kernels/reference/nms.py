@@ -5,26 +5,32 @@ from torch import Tensor
 
 
 def segmented_nms(
-    boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int, counts: Tensor | None
+    boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int, counts: Tensor | None, every: bool
 ) -> tuple[Tensor, Tensor]:
-    """See `kernels.segmented_nms`. boxes: [S, N, 4], scores: [S, N]; kept indices [S, max_keep] and counts [S]."""
+    """See `kernels.segmented_nms`. boxes: [S, N, 4], scores: [S, N]; kept indices [S, max_keep] and counts [S].
+
+    Args:
+        every: whether boxes of every score take part, NaN as the highest; else those with -inf or NaN are absent.
+    """
     compute = torch.promote_types(boxes.dtype, torch.float32)
     keep = torch.full((boxes.shape[0], max_keep), -1, dtype=torch.int64, device=boxes.device)
     kept_counts = torch.zeros(boxes.shape[0], dtype=torch.int64, device=boxes.device)
     for segment in range(boxes.shape[0]):
         size = boxes.shape[1] if counts is None else int(counts[segment])
-        kept = _greedy(boxes[segment, :size].to(compute), scores[segment, :size], iou_threshold, max_keep)
+        own = scores[segment, :size]
+        order = torch.sort(own, descending=True, stable=True).indices
+        if not every:
+            order = order[own[order] > float("-inf")]  # false for NaN too
+        kept = _greedy(boxes[segment].to(compute), order.tolist(), iou_threshold, max_keep)
         keep[segment, : len(kept)] = torch.tensor(kept, dtype=torch.int64)
         kept_counts[segment] = len(kept)
     return keep, kept_counts
 
 
-def _greedy(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int) -> list[int]:
-    """Indices of the kept boxes by descending score; of equal scores the lower index comes first."""
-    values = scores.tolist()
-    present = [index for index, score in enumerate(values) if score > float("-inf")]  # false for NaN too
+def _greedy(boxes: Tensor, order: list[int], iou_threshold: float, max_keep: int) -> list[int]:
+    """Indices of the kept boxes, of those in `order`, the best first."""
     kept: list[int] = []
-    for index in sorted(present, key=lambda i: (-values[i], i)):
+    for index in order:
         if len(kept) == max_keep:
             break
         if not any(_iou(boxes[other], boxes[index]).item() > iou_threshold for other in kept):

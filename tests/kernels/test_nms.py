@@ -160,7 +160,19 @@ def test_an_overlap_that_is_not_a_number_suppresses_nothing(implementation: Impl
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])
     with use(implementation):
         assert nms(boxes, scores, 0.5).tolist() == [0, 1, 2, 3, 4]
-        assert nms(boxes, torch.tensor([0.1, NAN, 0.3, -INF, INF]), 0.5).tolist() == [4, 2, 0]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_scores_that_are_not_finite(implementation: Implementation) -> None:
+    """All take part in `nms`, NaN as the highest; in segments -inf and NaN are absent, see above."""
+    boxes, _ = random_boxes(24)
+    scores = torch.tensor([0.5, INF, NAN, -INF, NAN, -0.0, 0.0, INF]).repeat(3)
+    with use(implementation):
+        assert torch.equal(nms(boxes, scores, 0.3), torchvision.ops.nms(boxes, scores, 0.3))
+        kept = batched_nms(boxes, scores, torch.arange(24) % 2, 0.3)
+    each = [torch.arange(first, 24, 2) for first in (0, 1)]
+    wanted = torch.cat([own[torchvision.ops.nms(boxes[own], scores[own], 0.3)] for own in each]).sort().values
+    assert torch.equal(kept, wanted[torch.sort(scores[wanted], descending=True, stable=True).indices])
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -44,7 +44,7 @@ OPERATIONS: dict[str, tuple[Make, tuple[str, ...]]] = {
     "segmented_nms": (segmented_nms, ("contiguous",)),
     "match_boxes": (match_boxes, ("contiguous",)),
     "decode_boxes": (decode_boxes, ("contiguous",)),
-    "decode_keypoints": (decode_keypoints, ("contiguous",)),
+    "decode_keypoints": (decode_keypoints, tuple(FORMATS)),
     "mask_loss": (mask_loss, tuple(FORMATS)),
     "mask_loss:packed": (partial(mask_loss, form="packed"), ("channels last",)),
     "mask_loss:polygons": (partial(mask_loss, form="polygons"), ("contiguous",)),

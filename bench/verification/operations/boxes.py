@@ -106,8 +106,9 @@ def decode_keypoints(scene: Scene, dtype: torch.dtype, layout: str) -> Problem:
     sure = torch.tensor(
         [_leads(*each) for each in zip(heatmaps.double(), boxes.double(), strict=True)], dtype=torch.bool
     )
+    memory_format = torch.channels_last if layout == "channels last" else torch.contiguous_format
     return Problem(
-        {"heatmaps": heatmaps[sure], "boxes": boxes[sure]},
+        {"heatmaps": heatmaps[sure].contiguous(memory_format=memory_format), "boxes": boxes[sure]},
         kernels.decode_keypoints,
         peers.decode_keypoints,
         ("keypoints", "scores"),

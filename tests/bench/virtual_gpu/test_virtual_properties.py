@@ -7,6 +7,7 @@ from torch import Tensor
 
 import kernels
 from bench.virtual_gpu.intercept import active
+from kernels.gpu import nms_at_once
 
 pytestmark = pytest.mark.compiled
 
@@ -23,6 +24,14 @@ def cases() -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat([corner, corner + size], 2).float(), scores, counts
 
 
+@pytest.fixture(params=["at once", "sorted"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In which form segments are done that both have room for."""
+    if request.param == "sorted":
+        monkeypatch.setattr(nms_at_once, "MOST_BOXES", 0)
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("threshold", [0.25, 0.5])
 def test_a_thousand_cases_are_torchvisions(threshold: float) -> None:
     boxes, scores, counts = cases()
@@ -34,6 +43,7 @@ def test_a_thousand_cases_are_torchvisions(threshold: float) -> None:
         assert keep[case, : len(wanted)].equal(wanted), case
 
 
+@pytest.mark.usefixtures("form")
 def test_idempotent() -> None:
     """What is kept of each case is kept again, in its order."""
     boxes, scores, counts = cases()

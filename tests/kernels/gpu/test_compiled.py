@@ -56,9 +56,10 @@ def other_launches(
     thresholds: Sequence[float | None] = (0.5,),
 ) -> Iterator[Launch]:
     compute = torch.promote_types(dtype, torch.float32)
-    yield from launches_of(
-        segmented_nms, torch.zeros((4, 1000, 4), dtype=compute), torch.zeros((4, 1000)), 0.7, 100, None
-    )
+    for number in (100, 1000):
+        yield from launches_of(
+            *(segmented_nms, torch.zeros((4, number, 4), dtype=dtype), torch.zeros((4, number)), 0.7, 100, None, False)
+        )
     labels, boxes = torch.zeros(rois, dtype=torch.int64), torch.zeros((rois, 4))
     masks = torch.zeros((4, 64, 64), dtype=torch.uint8)
     for sampling_ratio in sampling_ratios:

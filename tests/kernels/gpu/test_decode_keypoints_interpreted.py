@@ -52,6 +52,15 @@ def test_a_view() -> None:
     assert all(torch.equal(a, b) for a, b in zip(seen, decode_keypoints(heatmaps.contiguous(), BOXES), strict=True))
 
 
+def test_channels_last() -> None:
+    heatmaps = some_heatmaps()
+    last = heatmaps.contiguous(memory_format=torch.channels_last)
+    assert heatmaps.shape[1] > 1
+    assert not last.is_contiguous()
+    seen = decode_keypoints(last, BOXES)
+    assert all(torch.equal(a, b) for a, b in zip(seen, decode_keypoints(heatmaps, BOXES), strict=True))
+
+
 def test_empty() -> None:
     keypoints, scores = decode_keypoints(torch.zeros(0, 3, 8, 8), torch.zeros(0, 4))
     assert (keypoints.shape, scores.shape) == ((0, 3, 3), (0, 3))

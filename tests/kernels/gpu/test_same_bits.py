@@ -65,9 +65,10 @@ def roi_pool(memory_format: torch.memory_format) -> list[Tensor]:
     return with_gradients(kernels.roi_pool(features, rois(), 7, 1 / 4), features)
 
 
-def segmented_nms() -> list[Tensor]:
-    boxes = torch.stack([some_boxes(200, 60, seed) for seed in range(2)])
-    return list(kernels.segmented_nms(boxes, some(2, 200), 0.5, 60))
+def segmented_nms(number: int, present: int | None = None) -> list[Tensor]:
+    boxes = torch.stack([some_boxes(number, 60, seed) for seed in range(2)])
+    counts = None if present is None else torch.tensor([present, present // 2])
+    return list(kernels.segmented_nms(boxes, some(2, number), 0.5, 60, counts))
 
 
 def mask_targets() -> tuple[Tensor, Tensor, Tensor]:
@@ -143,7 +144,11 @@ CASES: dict[str, Callable[[], list[Tensor]]] = {
     "roi_align, contiguous, adaptive, bfloat16": lambda: roi_align(torch.bfloat16, FIRST, -1, 64),
     "roi_pool, channels last": lambda: roi_pool(LAST),
     "roi_pool, contiguous": lambda: roi_pool(FIRST),
-    "segmented_nms": segmented_nms,
+    "segmented_nms": lambda: segmented_nms(300),
+    "segmented_nms, room for many boxes": lambda: segmented_nms(5_000, 300),
+    "segmented_nms, room for more boxes": lambda: segmented_nms(9_000, 300),
+    "segmented_nms, at once": lambda: segmented_nms(200),
+    "segmented_nms, at once, few boxes": lambda: segmented_nms(50),
     "mask_loss": lambda: mask_loss(torch.float32, 2, FIRST),
     "mask_loss, adaptive, channels last, bfloat16": lambda: mask_loss(torch.bfloat16, -1, LAST),
     "mask_predict, blocks": lambda: mask_predict("blocks"),

@@ -14,7 +14,7 @@ from triton.runtime.autotuner import Autotuner
 from tuned_kernels import name, tuned_kernels
 
 import kernels
-from kernels.gpu import tuning
+from kernels.gpu import nms_at_once, tuning
 
 pytestmark = pytest.mark.compiled
 
@@ -166,7 +166,9 @@ def test_one_more_of_anything_in_a_bucket_is_the_same_key(monkeypatch: pytest.Mo
                 kernels.roi_align(features, rois, 7).sum().backward()
                 kernels.roi_align(features, rois, 7, sampling_ratio=2)
                 kernels.roi_pool(features, rois, 7).sum().backward()
-            kernels.segmented_nms(boxes[None], boxes[None, :, 0], 0.5, number)
+            for most in (256, 0):  # both forms
+                monkeypatch.setattr(nms_at_once, "MOST_BOXES", most)
+                kernels.segmented_nms(boxes[None], boxes[None, :, 0], 0.5, number)
             logits = torch.zeros(number, 16, 4, 4, requires_grad=True)
             kernels.mask_loss(logits, none, boxes, masks, none).backward()
             weight, bias = torch.zeros(3, 16, requires_grad=True), torch.zeros(3)

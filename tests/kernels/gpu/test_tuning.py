@@ -13,6 +13,7 @@ from kernels.gpu import (
     mask_predict,
     match_boxes,
     nms,
+    nms_at_once,
     paste_masks,
     rasterize,
     roi_align,
@@ -29,6 +30,7 @@ KERNELS = [
     roi_gather.gather_kernel,
     nms._mask_kernel,
     nms._reduce_kernel,
+    nms_at_once._at_once_kernel,
     mask_loss._loss_kernel,
     mask_loss._gradient_kernel,
     paste_masks._paste_kernel,
@@ -155,6 +157,8 @@ def test_pruning_leaves_a_configuration(kernel: Autotuner, channels: int, channe
         "height": channels,
         "gt_bucket": 4,
         "anchors_bucket": 16,
+        "WORDS": 64,
+        "BOXES": 64,
     }
     left = tuning.pruned_configs(kernel, (), arguments)
     assert left
@@ -172,6 +176,22 @@ def test_what_a_warp_gathers(backend: str, rows: set[int], block: int) -> None:
         assert {config.kwargs["ROWS"] for config in left} <= rows
         assert {config.kwargs["BLOCK_C"] for config in left} == {min(block, max(32, triton.next_power_of_2(channels)))}
     assert {config.kwargs["ROWS"] for config in left} == rows
+
+
+@pytest.mark.parametrize("backend", ["cuda", "hip"])
+@pytest.mark.parametrize("words", [32, 64, 128, 256, 512, 1024, 2048])
+def test_rows_of_long_lists_fit_into_registers(words: int, backend: str) -> None:
+    left = tuning.pruned_configs(nms._reduce_kernel, (), {"WORDS": words}, backend)
+    lanes = 64 if backend == "hip" else 32
+    assert all(2 <= c.kwargs["ROWS"] * words / (lanes * c.num_warps) <= 16 for c in left)
+    assert len(left) > 1 or words > 512
+
+
+@pytest.mark.parametrize(("boxes", "warps"), [(32, {1}), (64, {2, 1}), (128, {4, 2}), (256, {8, 4})])
+def test_a_thread_has_one_or_two_boxes(boxes: int, warps: set[int]) -> None:
+    left = tuning.pruned_configs(nms_at_once._at_once_kernel, (), {"BOXES": boxes}, "cuda")
+    assert {config.num_warps for config in left} == warps
+    assert left[0].num_warps == max(warps)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.base_fn.__name__)
