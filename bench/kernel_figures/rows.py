@@ -23,7 +23,7 @@ BENCH = HERE.parent
 # What counts depend on: torchvision's, and ours besides.
 SOURCES = [
     *(BENCH / name for name in ("virtual_gpu", "cases.py", "error_rule.py")),
-    *(HERE / name for name in ("cases.py", "checks.py", "torchvision_counts.py")),
+    *(HERE / name for name in ("cases", "checks.py", "torchvision_counts.py")),
 ]
 OUR_SOURCES = [*SOURCES, HERE / "counts.py", HERE / "mask_predict_counts.py", BENCH.parent / "kernels"]
 PACKAGES = ("torch", "torchvision", "triton")

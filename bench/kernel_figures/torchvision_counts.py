@@ -22,7 +22,7 @@ def count_torchvision(operation: str, size: int, seed: int, workload: Workload =
     """Rows of torchvision's own float32 kernels, RoIAlign's summed over levels, the mask loss's with all it does.
 
     Args:
-        operation: as in `kernel_cases.OPERATIONS`. size: of RoIAlign.
+        operation: as in `bench.kernel_figures.cases.OPERATIONS`. size: of RoIAlign.
 
     Raises:
         WrongResult: what it computes here differs from what it computes on the CPU.

@@ -9,9 +9,8 @@ import torch
 from bench import kernels
 from bench.cases import QUICK, Pyramid, Workload
 from bench.kernel_figures import bars as kernel_bars
-from bench.kernel_figures import cases as kernel_cases
 from bench.kernel_figures.bars import BARS, LINES, TIME, Bar, seen, with_ratios
-from bench.kernel_figures.cases import cases
+from bench.kernel_figures.cases import cases, regions
 from bench.kernel_figures.torchvision_counts import TORCHVISION
 from bench.results import Row, read
 
@@ -88,10 +87,10 @@ def test_every_bar_is_about_a_case_that_there_is() -> None:
 
 def test_the_least_bytes_of_roi_align(monkeypatch: pytest.MonkeyPatch) -> None:
     """A box of 28 x 28 pixels is 7 x 7 of P2; samples at a quarter and three quarters of each reach 8 x 8."""
-    monkeypatch.setattr(kernel_cases, "proposals", lambda *_, **__: torch.tensor([[0.0, 0, 0, 28, 28]]))
+    monkeypatch.setattr(regions, "proposals", lambda *_, **__: torch.tensor([[0.0, 0, 0, 28, 28]]))
     workload = Workload(Pyramid(1, 64, 96, 16), 1)
     for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
-        case = kernel_cases.roi_align(7, dtype, "channels last", 4, workload)
+        case = regions.roi_align(7, dtype, "channels last", 4, workload)
         least = case.least(case.inputs())
         others = 49 * 16 * size + 20
         assert least["forward"] == 64 * 16 * size + others

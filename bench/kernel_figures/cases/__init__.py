@@ -1,0 +1,52 @@
+"""What `python -m bench kernels` measures: operations, each with torchvision's own form of it.
+
+A new operation is a function of this package that makes its case, and a line in OPERATIONS.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+
+from bench.cases import FULL, Workload
+from bench.kernel_figures.cases.boxes import IOU_THRESHOLD, segmented_nms
+from bench.kernel_figures.cases.case import RATIO, Case, Function, Inputs, differentiate
+from bench.kernel_figures.cases.mask_head import mask_loss
+from bench.kernel_figures.cases.regions import roi_align, torchvision_pooler
+
+__all__ = [
+    "IOU_THRESHOLD",
+    "OPERATIONS",
+    "Case",
+    "Function",
+    "Inputs",
+    "cases",
+    "differentiate",
+    "mask_loss",
+    "roi_align",
+    "segmented_nms",
+    "torchvision_pooler",
+]
+
+DTYPES = (torch.float32, torch.bfloat16)
+# What makes an operation's cases, given a seed and a workload. Those without features count as float32.
+OPERATIONS: dict[str, list[Callable[[int, Workload], Case]]] = {
+    "roi_align": [
+        *(partial(roi_align, size, dtype, "channels last") for size in (7, 14) for dtype in DTYPES),
+        *(partial(roi_align, size, torch.float32, "contiguous") for size in (7, 14)),
+    ],
+    "segmented_nms": [segmented_nms],
+    "mask_loss": [partial(mask_loss, ratio, dtype) for ratio in (RATIO, -1) for dtype in DTYPES],
+}
+
+
+def cases(
+    seeds: Sequence[int] = (4,),
+    operations: Sequence[str] = tuple(OPERATIONS),
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    workload: Workload = FULL,
+) -> Iterator[Case]:
+    """Those of some operations in some dtypes, once for each seed."""
+    for operation in operations:
+        for make in OPERATIONS[operation]:
+            yield from (case for seed in seeds if (case := make(seed, workload)).dtype in dtypes)
