@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
+
+from mrcnn.anchors import level_anchors
 
 STRIDES = (4, 8, 16, 32)
 SCALES = tuple(1 / stride for stride in STRIDES)
@@ -41,11 +44,13 @@ class Pyramid:
 
 @dataclass(frozen=True)
 class Workload:
-    """What one training step gives the kernels.
+    """What one training step gives the kernels, and one step of inference.
 
     Attributes:
         rois_per_image: to RoIAlign. segments, boxes, max_keep: of NMS, each segment an image and level.
         mask_rois: an image, of the mask loss. classes: of its logits. mask_size: their height and width.
+        truths: ground truth an image, that anchors are matched to.
+        detections: an image, which get masks and keypoints. heatmap_size: height and width of a keypoint's heatmap.
     """
 
     pyramid: Pyramid = field(default_factory=Pyramid)
@@ -56,10 +61,23 @@ class Workload:
     mask_rois: int = 128
     classes: int = 80
     mask_size: int = 28
+    truths: int = 20
+    detections: int = 100
+    heatmap_size: int = 56
+
+    @property
+    def levels(self) -> int:
+        """Segments of an image."""
+        return self.segments // self.pyramid.images
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of an image that padding has made one of the pyramid: 800 and 1333."""
+        return self.pyramid.height, self.pyramid.width - 11
 
 
 FULL = Workload()
-QUICK = Workload(Pyramid(2, 256, 320, 64), 32, 4, 300, 100, 16, 8, 14)
+QUICK = Workload(Pyramid(2, 256, 320, 64), 32, 4, 300, 100, 16, 8, 14, 5, 10, 14)
 
 
 def proposals(pyramid: Pyramid, per_image: int = 512, clusters: int = 15, seed: int = 4) -> Tensor:
@@ -176,3 +194,44 @@ def mask_targets(pyramid: Pyramid, per_image: int = 128, objects: int = 15, seed
     down = (torch.arange(pyramid.height) + 0.5 - (y1 + y2) / 2) / ((y2 - y1) / 2)
     masks = across.square()[:, None, :] + down.square()[:, :, None] < 1
     return torch.cat([low, high], 1), index, truth.contiguous(), masks.to(torch.uint8)
+
+
+def fpn_anchors(pyramid: Pyramid) -> Tensor:
+    """Anchors [N, 4] of P2 to P6 as Feature Pyramid Networks has them: sides of 32 to 512 pixels, three ratios."""
+    levels = []
+    for stride in (*STRIDES, 64):
+        extent = math.ceil(pyramid.height / stride), math.ceil(pyramid.width / stride)
+        levels.append(level_anchors(extent, (stride, stride), 8.0 * stride, (0.5, 1.0, 2.0), torch.device("cpu")))
+    return torch.cat(levels)
+
+
+def mask_probabilities(number: int, size: int, seed: int = 0) -> Tensor:
+    """Masks [number, size, size] of one piece as a mask branch predicts them: an ellipse, its edge soft and uneven."""
+    generator = torch.Generator().manual_seed(seed)
+    place = (torch.arange(size) + 0.5) * 2 / size - 1
+    radius = 0.7 + 0.3 * torch.rand((2, number, 1, 1), generator=generator)
+    distance = (place / radius[0]).square() + (place[:, None] / radius[1]).square()
+    return torch.sigmoid(6 * (1 - distance) + 0.3 * torch.randn((number, size, size), generator=generator))
+
+
+def keypoint_heatmaps(boxes: Tensor, size: int, keypoints: int = 17, seed: int = 0) -> Tensor:
+    """Logits [K, keypoints, size, size] with a peak for each keypoint, for boxes [K, 4].
+
+    Those of a box are drawn again where two of its pixels are so nearly the largest that rounding would decide.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    axis = torch.arange(size) - size / 2
+    far = axis.square() + axis[:, None].square()
+    heatmaps = torch.empty((len(boxes), keypoints, size, size))
+    for heatmap, box in zip(heatmaps, boxes, strict=True):
+        width, height = (box[2:] - box[:2]).clamp(min=1).ceil().int().tolist()
+        clear = False
+        while not clear:
+            peak = 8 * torch.exp(-far / (2 * (size / 20) ** 2)) + 0.5 * torch.randn(heatmap.shape, generator=generator)
+            for each, shift in zip(peak, torch.randint(0, size, (keypoints, 2), generator=generator), strict=True):
+                each.copy_(each.roll(shift.tolist(), (0, 1)))
+            resized = interpolate(peak.double()[None], size=(height, width), mode="bicubic", align_corners=False)
+            first, second = resized[0].flatten(1).topk(2).values.unbind(1)
+            clear = bool((first - second > 1e-4).all())
+        heatmap.copy_(peak)
+    return heatmaps

@@ -35,9 +35,9 @@ def check(case: Case, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         raise WrongResult(f"{case.name} gave {len(results)} tensors instead of {len(plain)}")
     for number, (ours, exact, rounded) in enumerate(zip(results, truth, plain, strict=True)):
         if case.exact:
-            compared = compare_exactly(ours, exact)
+            compared = compare_exactly(ours, exact.to(ours.dtype))
         else:
-            compared = compare(ours, exact, rounded.to(ours.dtype), case.dtype)
+            compared = compare(ours, exact, rounded.to(ours.dtype), ours.dtype)
         if not compared.holds:
             raise WrongResult(f"{case.name}, {case.dtype_name} {case.layout}, seed {case.seed}, {number}: {compared}")
     return plain

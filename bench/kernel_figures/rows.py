@@ -10,7 +10,7 @@ import torch
 
 from bench.cases import Workload
 from bench.kernel_figures.cache import cached
-from bench.kernel_figures.cases import cases
+from bench.kernel_figures.cases import WITH_BARS, cases
 from bench.kernel_figures.checks import WrongResult
 from bench.kernel_figures.counts import count
 from bench.kernel_figures.mask_predict_counts import count_mask_predict_loss
@@ -20,12 +20,18 @@ from bench.virtual_gpu import VirtualGpuError
 
 HERE = Path(__file__).parent
 BENCH = HERE.parent
+ROOT = BENCH.parent
 # What counts depend on: torchvision's, and ours besides.
 SOURCES = [
     *(BENCH / name for name in ("virtual_gpu", "cases.py", "error_rule.py")),
     *(HERE / name for name in ("cases", "checks.py", "torchvision_counts.py")),
 ]
-OUR_SOURCES = [*SOURCES, HERE / "counts.py", HERE / "mask_predict_counts.py", BENCH.parent / "kernels"]
+OUR_SOURCES = [
+    *SOURCES,
+    *(HERE / name for name in ("counts.py", "mask_predict_counts.py")),
+    *(BENCH / name for name in ("peers/masks.py", "peers/operations.py", "verification/scenes.py")),
+    *(ROOT / name for name in ("kernels", "mrcnn/anchors.py")),
+]
 PACKAGES = ("torch", "torchvision", "triton")
 
 
@@ -43,7 +49,7 @@ def every(
     is told in `wrong` and has no row.
     """
     jobs: list[tuple[str, list[Path], Callable[[], list[Row]]]] = []
-    for operation in operations:
+    for operation in (each for each in operations if each in WITH_BARS):
         for size in (7, 14) if operation == "roi_align" else (0,):
             for seed in seeds:
                 theirs = partial(count_torchvision, operation, size, seed, workload)

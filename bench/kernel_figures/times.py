@@ -20,17 +20,27 @@ from torch.utils._pytree import tree_leaves, tree_map
 from triton.runtime.autotuner import Autotuner
 
 import kernels
-from bench.kernel_figures.cases import Case, Function, Inputs, differentiate
+from bench.kernel_figures.cases import Case, Function, Inputs, both, differentiate
 from bench.kernel_figures.checks import check
 from bench.results import Row
 from kernels.gpu import tuning
 
 ROUNDS, WARM_UP = 50, 5
-# Where the eager form of each operation lies: a file of `kernels.eager`, and its functions.
-EAGER = {
-    "roi_align": ("roi_align", ("roi_align", "roi_align_backward")),
-    "segmented_nms": ("nms", ("segmented_nms",)),
-    "mask_loss": ("mask_loss", ("mask_loss", "mask_loss_backward")),
+# Where the eager form of each operation lies: files of `kernels.eager`, and their functions.
+EAGER: dict[str, dict[str, tuple[str, ...]]] = {
+    "roi_align": {"roi_align": ("roi_align", "roi_align_backward")},
+    "roi_pool": {"roi_pool": ("roi_pool", "roi_pool_backward")},
+    "segmented_nms": {"nms": ("segmented_nms",)},
+    "batched_nms": {"nms": ("segmented_nms",)},
+    "match_boxes": {"match_boxes": ("match_boxes",)},
+    "decode_boxes": {"decode_boxes": ("decode_boxes",)},
+    "decode_keypoints": {"decode_keypoints": ("decode_keypoints",)},
+    "mask_loss": {"mask_loss": ("mask_loss", "mask_loss_backward")},
+    "mask_predict_loss": {"mask_predict": ("class_logits", "mask_predict_backward"), "mask_loss": ("mask_loss",)},
+    "mask_predict": {"mask_predict": ("mask_predict",)},
+    "paste_masks": {"paste_masks": ("paste_masks",)},
+    "encode_masks": {"encode_masks": ("mask_runs",)},
+    "mask_runs": {"encode_masks": ("mask_runs",)},
 }
 
 
@@ -105,11 +115,11 @@ def providers(case: Case) -> Iterator[Provider]:
 
     @contextmanager
     def compiled() -> Iterator[None]:
-        stem, names = EAGER[case.operation]
-        module = import_module(f"kernels.eager.{stem}")
         with kernels.use("eager"), ExitStack() as stack:
-            for name in names:
-                stack.enter_context(mock.patch.object(module, name, torch.compile(getattr(module, name))))
+            for stem, names in EAGER[case.operation].items():
+                module = import_module(f"kernels.eager.{stem}")
+                for name in names:
+                    stack.enter_context(mock.patch.object(module, name, torch.compile(getattr(module, name))))
             yield
 
     yield Provider("ours", case.ours, case.inputs, lambda: kernels.use("triton"))
@@ -134,9 +144,9 @@ def time_case(case: Case, provider: Provider, clock: Clock, bandwidth: float, ro
     turns = on_device(inputs, clock)
     rows = []
     with provider.active(), chosen_configs() as configs:
-        first = clock.to_end(lambda: _both(provider.function, turns[0]))
+        first = clock.to_end(lambda: both(provider.function, turns[0]))
         if provider.checked:
-            check(case, _both(provider.function, turns[0]))
+            check(case, both(provider.function, turns[0]))
         for direction, count in least.items():
             run = _calls(direction, provider.function, turns)
             for turn in range(WARM_UP):
@@ -158,11 +168,6 @@ def time_case(case: Case, provider: Provider, clock: Clock, bandwidth: float, ro
     return rows
 
 
-def _both(function: Function, inputs: Inputs) -> tuple[Tensor, ...]:
-    outputs = function(inputs)
-    return (*outputs, *differentiate(outputs, inputs))
-
-
 def _calls(direction: str, function: Function, turns: Sequence[Inputs]) -> Callable[[int], Any]:
     """What is timed: a function of the number of the call, which decides on the inputs."""
     if direction == "forward":
@@ -170,7 +175,7 @@ def _calls(direction: str, function: Function, turns: Sequence[Inputs]) -> Calla
     if direction == "backward":
         outputs = [function(inputs) for inputs in turns]
         return lambda turn: differentiate(outputs[turn % len(turns)], turns[turn % len(turns)], retain=True)
-    return lambda turn: _both(function, turns[turn % len(turns)])
+    return lambda turn: both(function, turns[turn % len(turns)])
 
 
 def on_device(inputs: Inputs, clock: Clock) -> list[Inputs]:

@@ -11,7 +11,7 @@ from torch import Tensor
 import kernels
 from bench.cases import QUICK
 from bench.kernel_figures import times as kernel_times
-from bench.kernel_figures.cases import Inputs, mask_loss, roi_align, segmented_nms
+from bench.kernel_figures.cases import OPERATIONS, WITH_BARS, Case, Inputs, cases, mask_loss, roi_align, segmented_nms
 from bench.kernel_figures.checks import WrongResult
 from bench.kernel_figures.times import Provider, copy_bandwidth, on_device, spread, time_case
 
@@ -156,3 +156,55 @@ def test_providers_and_what_they_activate(monkeypatch: pytest.MonkeyPatch) -> No
     assert names["torchvision"].active is ExitStack
     with names["ours"].active():
         assert kernels.dispatch.implementation_for(torch.zeros(1)) == "triton"
+
+
+def name_of(case: Case) -> str:
+    return f"{case.name}, {case.dtype_name} {case.layout}"
+
+
+NOT_ABOVE = [name for name in OPERATIONS if name not in WITH_BARS]
+
+
+@pytest.mark.parametrize("case", list(cases(operations=NOT_ABOVE, workload=QUICK)), ids=name_of)
+def test_every_case_is_right_and_every_provider_of_it_is_timed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but ours, which needs a GPU; the virtual one runs it in `virtual_gpu/test_virtual_kernel_counts.py`."""
+    compiled = []
+
+    def compiling(function: Any) -> Any:
+        def noted(*arguments: Any) -> Any:
+            compiled.append(function.__name__)
+            return function(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    monkeypatch.setattr(kernel_times, "WARM_UP", 1)
+    least = case.least(case.inputs())
+    assert least
+    assert min(least.values()) > 0
+    directions = [*least, "forward and backward"] if len(least) > 1 else list(least)
+    ours, *others = kernel_times.providers(case)
+    assert ours.name == "ours"
+    for provider in others:
+        rows = time_case(case, provider, FakeClock(), bandwidth=1e9, rounds=1)
+        assert [row.case for row in rows] == [f"{case.name}, {direction}" for direction in directions]
+        assert all(row.figures["share of copy bandwidth"] > 0 for row in rows)
+        assert bool(compiled) is (provider.name == "torch.compile of eager")
+    assert set(compiled) == {name for names in kernel_times.EAGER[case.operation].values() for name in names}
+
+
+@pytest.mark.parametrize("case", list(cases((4,), NOT_ABOVE, [torch.float32], QUICK)), ids=name_of)
+def test_a_wrong_result_of_any_case_is_seen(case: Case) -> None:
+    """By the first result, off by a thousandth of itself, or by one place."""
+
+    def wrong(inputs: Inputs) -> tuple[Tensor, ...]:
+        first, *rest = case.ours(inputs)
+        off = first.roll(1) if not first.is_floating_point() else 1.001 * first
+        return off, *rest
+
+    with pytest.raises(WrongResult, match=case.operation):
+        time_case(case, eager(case, wrong), FakeClock(), 1e9, rounds=1)
+
+
+def test_every_operation_has_an_eager_form_that_can_be_compiled() -> None:
+    assert set(kernel_times.EAGER) == set(OPERATIONS)

@@ -9,17 +9,27 @@ from functools import partial
 import torch
 
 from bench.cases import FULL, Workload
-from bench.kernel_figures.cases.boxes import IOU_THRESHOLD, segmented_nms
-from bench.kernel_figures.cases.case import RATIO, Case, Function, Inputs, differentiate
-from bench.kernel_figures.cases.mask_head import mask_loss
-from bench.kernel_figures.cases.regions import roi_align, torchvision_pooler
+from bench.kernel_figures.cases.boxes import (
+    IOU_THRESHOLD,
+    batched_nms,
+    decode_boxes,
+    decode_keypoints,
+    match_boxes,
+    segmented_nms,
+)
+from bench.kernel_figures.cases.case import RATIO, Case, Function, Inputs, both, differentiate
+from bench.kernel_figures.cases.mask_head import mask_loss, mask_predict, mask_predict_loss
+from bench.kernel_figures.cases.masks import encode_masks, mask_runs, paste_masks
+from bench.kernel_figures.cases.regions import roi_align, roi_pool, torchvision_pooler
 
 __all__ = [
     "IOU_THRESHOLD",
     "OPERATIONS",
+    "WITH_BARS",
     "Case",
     "Function",
     "Inputs",
+    "both",
     "cases",
     "differentiate",
     "mask_loss",
@@ -37,7 +47,19 @@ OPERATIONS: dict[str, list[Callable[[int, Workload], Case]]] = {
     ],
     "segmented_nms": [segmented_nms],
     "mask_loss": [partial(mask_loss, ratio, dtype) for ratio in (RATIO, -1) for dtype in DTYPES],
+    "roi_pool": [partial(roi_pool, dtype) for dtype in DTYPES],
+    "batched_nms": [batched_nms],
+    "match_boxes": [match_boxes],
+    "decode_boxes": [partial(decode_boxes, dtype) for dtype in DTYPES],
+    "decode_keypoints": [decode_keypoints],
+    "mask_predict_loss": [partial(mask_predict_loss, dtype) for dtype in DTYPES],
+    "mask_predict": [partial(mask_predict, dtype) for dtype in DTYPES],
+    "paste_masks": [paste_masks],
+    "encode_masks": [encode_masks],
+    "mask_runs": [mask_runs],
 }
+# Those that bars are about, and that torchvision's own kernels are counted for.
+WITH_BARS = ("roi_align", "segmented_nms", "mask_loss")
 
 
 def cases(

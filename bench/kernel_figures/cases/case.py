@@ -62,3 +62,9 @@ def differentiate(outputs: tuple[Tensor, ...], inputs: Inputs, retain: bool = Fa
     grad = inputs.get("grad")
     grads = [torch.ones_like(outputs[0]) if grad is None else grad]
     return torch.autograd.grad(outputs[:1], inputs["leaves"], grads, retain_graph=retain)
+
+
+def both(function: Function, inputs: Inputs) -> tuple[Tensor, ...]:
+    """What a function gives, then the gradients of the leaves."""
+    outputs = function(inputs)
+    return (*outputs, *differentiate(outputs, inputs))

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.cases import Pyramid, Workload
+from bench.cases import QUICK, Pyramid, Workload
 from bench.kernel_figures import counts as kernel_counts
 from bench.kernel_figures import mask_predict_counts
 from bench.kernel_figures import rows as kernel_rows
-from bench.kernel_figures.cases import Inputs, mask_loss, roi_align, segmented_nms
+from bench.kernel_figures.cases import OPERATIONS, WITH_BARS, Case, Inputs, cases, mask_loss, roi_align, segmented_nms
 from bench.kernel_figures.checks import WrongResult
 from bench.kernel_figures.counts import count
 from bench.kernel_figures.torchvision_counts import count_torchvision
@@ -57,6 +57,23 @@ def test_mask_loss() -> None:
     # The cast of the masks reads a byte and writes four of each pixel; the logits' gradient is zeroed.
     assert 1e6 * theirs.figures["moved, MB"] > 5 * masks + logits
     assert theirs.figures["launches"] == 2
+
+
+@pytest.mark.parametrize(
+    "case",
+    list(cases(operations=[each for each in OPERATIONS if each not in WITH_BARS], workload=QUICK)),
+    ids=lambda case: f"{case.name}, {case.dtype_name}",
+)
+def test_operations_without_bars(case: Case) -> None:
+    """What is moved is close to the least where nothing is prepared, and never below it."""
+    rows = count(case, orders=())
+    assert [row.case for row in rows] == [f"{case.name}, {direction}" for direction in case.least(case.inputs())]
+    for row in rows:
+        assert row.figures["DRAM / least"] > 0.99
+        assert row.figures["spilled bytes"] == 0
+        assert row.figures["launches"] > 0
+    if case.operation in ("roi_pool", "mask_predict", "mask_predict_loss", "paste_masks", "decode_boxes"):
+        assert max(row.figures["DRAM / least"] for row in rows) < 1.1
 
 
 def test_mask_predict_loss_has_no_logits_of_all_classes() -> None:
