@@ -13,8 +13,9 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 import kernels
 from bench.cases import SCALES, Pyramid, proposals, rpn_boxes
 from bench.error_rule import compare, compare_exactly
-from bench.kernel_figures.cases import torchvision_pooler
+from bench.kernel_figures.cases import Case, both, torchvision_pooler
 from bench.kernel_figures.checks import WrongResult
+from bench.kernel_figures.checks import check as check_case
 from bench.side_by_side import side_by_side
 
 IMAGE = (800, 1333)
@@ -52,7 +53,7 @@ class Functions:
 
 
 def pairs() -> dict[str, Functions]:
-    """By name; see `bench.cases` for the inputs."""
+    """Those that bars are about, by name; see `bench.cases` for the inputs."""
     return {**_roi_align(), **_nms(), **_paste()}
 
 
@@ -70,6 +71,25 @@ def measure(rounds: int = 5, names: Sequence[str] | None = None) -> list[Pair]:
         seconds = side_by_side({"ours": functions.ours, "torchvision": functions.torchvision}, rounds)
         measured.append(Pair(name, seconds["ours"], seconds["torchvision"]))
     return measured
+
+
+def measure_case(case: Case, rounds: int = 5) -> Pair:
+    """Times a case of `bench.kernel_figures.cases`, forward and, where it has gradients, backward.
+
+    Raises:
+        WrongResult: as `measure`.
+    """
+    functions = of_case(case)
+    check_case(case, functions.ours())
+    seconds = side_by_side({"ours": functions.ours, "torchvision": functions.torchvision}, rounds)
+    return Pair(case.name, seconds["ours"], seconds["torchvision"])
+
+
+def of_case(case: Case) -> Functions:
+    """Both ways to the result of a case, which `bench.kernel_figures.checks` judges."""
+    inputs, peer_inputs = case.inputs(), case.peer_inputs()
+    peer = case.timed_peer or case.peer
+    return Functions(lambda: both(case.ours, inputs), lambda: both(peer, peer_inputs))
 
 
 def check(name: str, functions: Functions) -> None:

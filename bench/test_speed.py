@@ -1,11 +1,11 @@
-"""`pytest bench --benchmark-only`: the cases of the bars under pytest-benchmark.
+"""`pytest bench --benchmark-only`: the cases of `python -m bench kernels` under pytest-benchmark.
 
 Eager beside torchvision on the CPU; with a GPU, every provider of `bench.kernel_figures.times`. `make test` does
 not come here.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import pytest
@@ -13,8 +13,9 @@ import torch
 
 from bench import cpu_operations
 from bench.kernel_figures import times as kernel_times
-from bench.kernel_figures.cases import Case, cases, differentiate
+from bench.kernel_figures.cases import OPERATIONS, Case, both, cases
 from bench.kernel_figures.checks import check
+from bench.kernels import CPU_PAIRS
 
 NAMES = (
     "RoIAlign 7x7, forward",
@@ -23,6 +24,8 @@ NAMES = (
     "batched_nms of 5 x 2,000 boxes",
     "paste of 100 masks into 800 x 1333",
 )
+# Those whose cases are timed on the CPU, since NAMES has nothing of them.
+CPU_OPERATIONS = [name for name in OPERATIONS if name not in CPU_PAIRS]
 PROVIDERS = ("ours", "torchvision", "eager", "torch.compile of eager")
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="times of the CPU are for machines without a GPU")
 
@@ -32,6 +35,14 @@ def checked_pair(name: str) -> cpu_operations.Functions:
     """Both functions of a pair, once their results agree."""
     functions = cpu_operations.pairs()[name]
     cpu_operations.check(name, functions)
+    return functions
+
+
+@lru_cache(maxsize=1)  # inputs of some cases are large
+def checked_case(case: Case) -> cpu_operations.Functions:
+    """The same of a case."""
+    functions = cpu_operations.of_case(case)
+    check(case, functions.ours())
     return functions
 
 
@@ -46,6 +57,16 @@ def test_cpu(benchmark: Callable[..., Any], name: str, by: str) -> None:
 
 def case_name(case: Case) -> str:
     return f"{case.name}, {case.dtype_name} {case.layout}"
+
+
+@on_cpu
+@pytest.mark.parametrize("by", ["ours", "torchvision"])
+@pytest.mark.parametrize("case", list(cases(operations=CPU_OPERATIONS, dtypes=[torch.float32])), ids=case_name)
+def test_cpu_case(benchmark: Callable[..., Any], case: Case, by: str) -> None:
+    """Forward and, where it has gradients, backward."""
+    benchmark.group = case_name(case)  # type: ignore[attr-defined]
+    functions = checked_case(case)
+    benchmark(functions.ours if by == "ours" else functions.torchvision)
 
 
 @pytest.mark.gpu
@@ -64,9 +85,7 @@ def test_gpu(benchmark: Callable[..., Any], case: Case, by: str) -> None:
     def step() -> tuple[torch.Tensor, ...]:
         nonlocal number
         number += 1
-        inputs = turns[number % len(turns)]
-        outputs = provider.function(inputs)
-        results = (*outputs, *differentiate(outputs, inputs))
+        results = both(provider.function, turns[number % len(turns)])
         torch.cuda.synchronize()
         return results
 

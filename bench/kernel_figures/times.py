@@ -26,6 +26,8 @@ from bench.results import Row
 from kernels.gpu import tuning
 
 ROUNDS, WARM_UP = 50, 5
+# What the rounds of a slow call may take in seconds, of which there are then fewer, and how few.
+PATIENCE, FEWEST = 10.0, 5
 # Where the eager form of each operation lies: files of `kernels.eager`, and their functions.
 EAGER: dict[str, dict[str, tuple[str, ...]]] = {
     "roi_align": {"roi_align": ("roi_align", "roi_align_backward")},
@@ -149,10 +151,10 @@ def time_case(case: Case, provider: Provider, clock: Clock, bandwidth: float, ro
             check(case, both(provider.function, turns[0]))
         for direction, count in least.items():
             run = _calls(direction, provider.function, turns)
-            for turn in range(WARM_UP):
-                run(turn)
-            device = spread([clock.on_device(partial(run, turn)) for turn in range(rounds)])
-            host = spread([clock.on_host(partial(run, turn)) for turn in range(rounds)])
+            slowest = max(clock.to_end(partial(run, turn)) for turn in range(WARM_UP))
+            number = min(rounds, max(FEWEST, int(PATIENCE / slowest)))
+            device = spread([clock.on_device(partial(run, turn)) for turn in range(number)])
+            host = spread([clock.on_host(partial(run, turn)) for turn in range(number)])
             figures = {
                 "us": 1e6 * device[1],
                 "p20, us": 1e6 * device[0],

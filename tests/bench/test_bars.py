@@ -9,6 +9,7 @@ from rich.console import Console
 from bench import bars
 from bench.__main__ import main
 from bench.bars import Seen
+from bench.cpu_operations import Pair
 from bench.side_by_side import side_by_side
 
 
@@ -48,6 +49,12 @@ def test_the_evaluators_bar_compares_all_figures(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(bars, "TEST_DATA", tmp_path)
     monkeypatch.setattr(bars, "_mrcnn", command)
     assert [line.holds for line in bars.evaluator()] == [True, False]
+
+
+def test_pairs_without_a_bar_have_no_line() -> None:
+    pairs = [Pair("batched_nms of 5 x 2,000 boxes", 1.0, 2.5), Pair("match_boxes", 2.0, 1.0)]
+    (line,) = bars.of_pairs(pairs)
+    assert (line.seen, line.holds) == ("1000.0 ms and 2500.0 ms: 2.5", True)
 
 
 def test_a_command_that_fails_is_an_error_and_not_a_figure() -> None:

@@ -1,9 +1,13 @@
 """What is compared before CPU times are taken, on made-up functions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from bench.cpu_operations import Functions, check
+from bench.cases import QUICK
+from bench.cpu_operations import Functions, check, measure_case
+from bench.kernel_figures.cases import cases
 from bench.kernel_figures.checks import WrongResult
 
 
@@ -31,3 +35,15 @@ def test_features_may_err_as_the_error_rule_allows() -> None:
         else:
             with pytest.raises(WrongResult, match="largest error"):
                 check("a", functions)
+
+
+@pytest.mark.parametrize("operation", ["roi_pool", "match_boxes"])
+def test_a_case_is_timed_once_it_is_right(operation: str) -> None:
+    """With gradients, and with a form of torchvision's to time that gives other results than those compared."""
+    (case,) = cases(operations=[operation], dtypes=[torch.float32], workload=QUICK)
+    pair = measure_case(case, rounds=1)
+    assert pair.name == case.name
+    assert min(pair.ours, pair.torchvision) > 0
+    wrong = replace(case, ours=lambda inputs: tuple(each.roll(1) for each in case.ours(inputs)))
+    with pytest.raises(WrongResult, match=operation):
+        measure_case(wrong, rounds=1)

@@ -10,7 +10,7 @@ from bench import kernels
 from bench.cases import QUICK, Pyramid, Workload
 from bench.kernel_figures import bars as kernel_bars
 from bench.kernel_figures.bars import BARS, LINES, TIME, Bar, seen, with_ratios
-from bench.kernel_figures.cases import cases, regions
+from bench.kernel_figures.cases import OPERATIONS, WITH_BARS, cases, regions
 from bench.kernel_figures.torchvision_counts import TORCHVISION
 from bench.results import Row, read
 
@@ -105,7 +105,24 @@ def test_picks() -> None:
     with pytest.raises(SystemExit):
         kernels.parse(["--operation", "convolution"])
     everything = list(cases((4, 5), workload=QUICK))
-    assert len(everything) == len({(case.name, case.dtype, case.layout, case.seed) for case in everything}) == 2 * 11
+    assert len(everything) == len({(case.name, case.dtype, case.layout, case.seed) for case in everything})
+    assert len(list(cases((4, 5), WITH_BARS, workload=QUICK))) == 2 * 11
+
+
+def test_all_operations_are_timed_on_a_gpu_and_those_with_bars_counted_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for there, names in ((True, OPERATIONS), (False, WITH_BARS)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert kernels.parse([]).operation == list(names)
+        assert kernels.parse(["--operation", *OPERATIONS]).operation == list(OPERATIONS)
+
+
+def test_each_operation_has_cpu_times_once() -> None:
+    pairs = kernels.cpu_pairs(["segmented_nms", "batched_nms", "match_boxes", "mask_loss", "paste_masks"])
+    matching = next(cases(operations=["match_boxes"])).name
+    assert list(pairs) == ["batched_nms of 5 x 2,000 boxes", matching, "paste of 100 masks into 800 x 1333"]
+    assert all(kernels.cpu_pairs([operation]) for operation in OPERATIONS)
 
 
 @pytest.mark.parametrize("wrong", [[], ["roi_align: it is wrong"]])

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 import kernels
+from bench import kernels as command
 from bench.cases import QUICK
 from bench.kernel_figures import times as kernel_times
 from bench.kernel_figures.cases import OPERATIONS, WITH_BARS, Case, Inputs, cases, mask_loss, roi_align, segmented_nms
@@ -21,8 +23,9 @@ class FakeClock:
 
     device = "cpu"
 
-    def __init__(self, cache_bytes: int = 0) -> None:
+    def __init__(self, cache_bytes: int = 0, seconds: float = 0.5) -> None:
         self.cache_bytes = cache_bytes
+        self.seconds = seconds
         self.calls = 0
 
     def on_device(self, function: Callable[[], Any]) -> float:
@@ -36,7 +39,7 @@ class FakeClock:
 
     def to_end(self, function: Callable[[], Any]) -> float:
         function()
-        return 2.0
+        return self.seconds
 
 
 def eager(case: Any, function: Any = None) -> Provider:
@@ -89,10 +92,18 @@ def test_rows_of_forward_backward_and_both() -> None:
         assert row.figures["host, us"] == pytest.approx(5)
         assert row.figures["GB/s"] == pytest.approx(1e-9 * count / median)
         assert row.figures["share of copy bandwidth"] == pytest.approx(count / median / 1e9)
-        assert row.figures["compiling and tuning, s"] == pytest.approx(2 - median)
+        assert row.figures["compiling and tuning, s"] == pytest.approx(0.5 - median)
         assert row.by == "eager"
     (only,) = time_case(segmented_nms(4, QUICK), eager(segmented_nms(4, QUICK)), FakeClock(), 1e9, rounds=1)
     assert only.case.endswith("forward")
+
+
+def test_slow_calls_have_fewer_rounds() -> None:
+    case = segmented_nms(4, QUICK)
+    for seconds, rounds in ((0.2, 20), (1.0, 10), (3.0, 5)):
+        clock = FakeClock(seconds=seconds)
+        time_case(case, eager(case), clock, 1e9, rounds=20)
+        assert clock.calls == rounds
 
 
 def test_inputs_take_turns() -> None:
@@ -204,6 +215,33 @@ def test_a_wrong_result_of_any_case_is_seen(case: Case) -> None:
 
     with pytest.raises(WrongResult, match=case.operation):
         time_case(case, eager(case, wrong), FakeClock(), 1e9, rounds=1)
+
+
+def test_the_command_goes_on_past_what_is_wrong_or_does_not_compile(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (case,) = cases(operations=["decode_boxes"], dtypes=[torch.float32], workload=QUICK)
+
+    def some(case: Case) -> list[Provider]:
+        def rounded(inputs: Inputs) -> tuple[Tensor, ...]:
+            return tuple(each.round() for each in case.ours(inputs))
+
+        def failing(_: Inputs) -> tuple[Tensor, ...]:
+            raise TorchDynamoException("cannot\nbe compiled")
+
+        return [eager(case, failing), eager(case, rounded), eager(case)]
+
+    monkeypatch.setattr(kernel_times, "CudaClock", FakeClock)
+    monkeypatch.setattr(kernel_times, "copy_bandwidth", lambda _: 1e9)
+    monkeypatch.setattr(kernel_times, "providers", some)
+    wrong: list[str] = []
+    picks = command.parse(["--operation", "decode_boxes", "--dtype", "float32", "--seeds", "4", "--quick"])
+    rows, lines = command.times(picks, wrong)
+    assert [row.case for row in rows] == [f"{case.name}, forward"]
+    assert lines == []
+    assert len(wrong) == 1
+    assert "largest error" in wrong[0]
+    assert "decode_boxes 2 x 2 x 300, float32: no eager, cannot\n" in capsys.readouterr().out
 
 
 def test_every_operation_has_an_eager_form_that_can_be_compiled() -> None:

@@ -23,7 +23,8 @@ class Case:
             "leaves" are those that gradients are asked for, "grad" the gradient of the result, if it is no scalar.
         ours: what is measured. peer: torchvision's way to the same result, on contiguous inputs.
         least: bytes that each direction must move at least, by its name; the directions that are measured.
-        exact: whether results are selections, which must be equal. timed_peer: torchvision's usual form, if another.
+        exact: whether results are selections, which must be equal.
+        timed_peer: torchvision's usual form, timed without a check, if `peer` is not that or is less exact on a GPU.
     """
 
     operation: str
