@@ -1,11 +1,12 @@
 """Which PyTorch operations ran, and the bytes that each must at least read and write."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -26,6 +27,13 @@ SCATTERS = {"index_put_", "_index_put_impl_", "scatter_", "scatter_add_", "index
 FILLS = {"new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"}
 # These overwrite their first tensor without reading it.
 OVERWRITES = {"fill_", "zero_", "copy_", "random_", "normal_", "uniform_"}
+# The size of these results, or the answer, is a value, which the host waits for on a GPU.
+VALUE_SIZED = {
+    *("nonzero", "masked_select", "bincount", "equal", "allclose"),
+    *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive"),
+}
+# So do these if an index is a mask, of which they take `nonzero` first.
+INDEXED = {"index", "_unsafe_index", "index_put", "index_put_", "_unsafe_index_put", "_index_put_impl_"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,8 @@ class TorchOperation:
 
     Attributes:
         bytes_read, bytes_written: each element of each tensor once; a sort moves more in truth.
-        waits: whether it brings a value to the host, which on a GPU waits for everything before.
+        waits: whether it brings a value to the host, which on a GPU waits for everything before. Tensors are on the CPU
+            here, so a copy to it shows only as `cpu`, `to("cpu")` or `tolist`, and a copy from it not at all.
     """
 
     name: str
@@ -55,6 +64,16 @@ class Watch(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._record = record
         self._pattern = pattern
+        self._copies: TorchFunctionMode = _CopiesToHost(record)
+
+    def __enter__(self) -> "Watch":
+        self._copies.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        self._copies.__exit__(*exception)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -70,10 +89,40 @@ class Watch(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             self._record(TorchOperation("item", args[0].element_size(), 0, waits=True))
         else:
-            operation = _cost(func, args, kwargs, result)
-            if operation.bytes_read or operation.bytes_written:
+            operation = replace(_cost(func, args, kwargs, result), waits=_waits(func, args, kwargs))
+            if operation.bytes_read or operation.bytes_written or operation.waits:
                 self._record(operation)
         return result
+
+
+class _CopiesToHost(TorchFunctionMode):
+    """Records methods that copy to the host: on the CPU no operation comes of them that could be seen."""
+
+    def __init__(self, record: Callable[[TorchOperation], None]) -> None:
+        super().__init__()
+        self._record = record
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # A `torch.device` is another tensor's, as a rule, and would be the GPU's there; a string is meant.
+        named = any(isinstance(each, str) and each == "cpu" for each in (*args[1:], *kwargs.values()))
+        if func in (Tensor.cpu, Tensor.tolist) or (func is Tensor.to and named):
+            self._record(TorchOperation(func.__name__, _bytes(args[:1]), 0, waits=True))
+        return func(*args, **kwargs)
+
+
+def _waits(func: Any, args: Any, kwargs: Any) -> bool:
+    name = func._schema.name.removeprefix("aten::")
+    given = {argument.name: value for argument, value in _named(func, args, kwargs)}
+    if name == "repeat_interleave":
+        return given.get("output_size") is None
+    if name not in INDEXED:
+        return name in VALUE_SIZED
+    indices = [each for each in given["indices"] if each is not None]
+    masks = [each for each in indices if each.dtype in (torch.bool, torch.uint8)]
+    # A number under masks alone is filled in without a wait; one that were on the GPU would not be.
+    filled = "values" in given and given["values"].numel() == 1 and len(masks) == len(indices)
+    return bool(masks) and not filled
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """The parts that run no kernel: PTX's syntax, occupancy, bounds of time, building, arguments, PyTorch's operations."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,60 @@ def test_pytorchs_operations() -> None:
     assert recorded(lambda: x.t()[3:].view(-1, 2, 32)[0]) == []
     assert recorded(lambda: x.sort(1)) == [TorchOperation("sort", size, size + 2 * size)]
     assert recorded(lambda: int(index[0, 0])) == [TorchOperation("item", 8, 0, waits=True)]
+
+
+NUMBERS, MASK, PLACES = torch.arange(6.0), torch.arange(6) > 2, torch.tensor([3, 0])
+
+
+@pytest.mark.parametrize(
+    ("function", "waits"),
+    [
+        (lambda: bool(MASK.any()), 1),
+        (lambda: torch.nonzero(MASK), 1),
+        (lambda: torch.where(MASK), 1),
+        (lambda: NUMBERS[:0].nonzero(), 1),
+        (lambda: NUMBERS[MASK], 1),
+        (lambda: torch.masked_select(NUMBERS, MASK), 1),
+        (lambda: NUMBERS.index_put((MASK,), NUMBERS[:3]), 1),
+        (lambda: NUMBERS[:, None].repeat(1, 2).index_put_((MASK, torch.tensor(0)), torch.tensor(2.0)), 1),
+        (lambda: torch.unique(NUMBERS), 1),
+        (lambda: torch.unique(NUMBERS[:, None], dim=0), 1),
+        (lambda: torch.unique_consecutive(PLACES, return_counts=True), 1),
+        (lambda: torch.bincount(PLACES), 1),
+        (lambda: torch.repeat_interleave(NUMBERS, PLACES.repeat(3)), 1),
+        (lambda: torch.equal(NUMBERS, NUMBERS), 1),
+        (lambda: NUMBERS.cpu(), 1),
+        (lambda: NUMBERS.to("cpu"), 1),
+        (lambda: NUMBERS.to(device="cpu"), 1),
+        (lambda: PLACES.tolist(), 1),
+        # All of these a GPU does by itself.
+        (lambda: NUMBERS[PLACES], 0),
+        (lambda: NUMBERS.index_put((PLACES,), NUMBERS[:2]), 0),
+        (lambda: NUMBERS.clone().index_put_((MASK,), torch.tensor(2.0)), 0),  # as x[mask] = 2.0
+        (lambda: torch.where(MASK, NUMBERS, 0.0), 0),
+        (lambda: NUMBERS.masked_fill(MASK, 2.0), 0),
+        (lambda: torch.repeat_interleave(NUMBERS, PLACES.repeat(3), output_size=9), 0),
+        (lambda: NUMBERS.repeat_interleave(3), 0),
+        (lambda: NUMBERS.to(NUMBERS.device, torch.float16), 0),
+        (lambda: NUMBERS.sort(stable=True).values.cumsum(0).topk(2), 0),
+    ],
+)
+def test_what_waits_for_the_gpu(function: Callable[[], Any], waits: int) -> None:
+    assert sum(each.waits for each in recorded(function)) == waits
+
+
+@torch.library.custom_op("mrcnn_tests::largest", mutates_args=())
+def largest(x: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(max(x.cpu().mul(2).tolist()))
+
+
+def test_waits_show_inside_custom_operations_once_each() -> None:
+    waits = [each.name for each in recorded(lambda: largest(NUMBERS)) if each.waits]
+    assert waits == ["cpu", "tolist"]
+    with pytest.raises(ZeroDivisionError):
+        recorded(lambda: 1 // 0)
+    largest(NUMBERS)  # nobody watches any more
+    assert torch.overrides._get_current_function_mode() is None
 
 
 def test_what_is_allocated_inside_is_poison() -> None:
