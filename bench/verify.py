@@ -3,7 +3,7 @@
 Results are compared by `bench.error_rule`. On the virtual GPU each case also reports accesses out of bounds or
 misaligned, races, memory that nobody wrote, and results that depend on the order of warps. A case whose kernels have
 approximate instructions (exp, and division where rounding does not matter) runs at both ends of their documented
-error, too: selections must not change, and what values do is told beside.
+error, too: selections must not change, a score of -inf among them, and what values do is told beside.
 """
 
 import json

@@ -40,8 +40,8 @@ class Finding:
 def verify_case(problem: Problem, dtype: torch.dtype, place: Place, oracle: Implementation) -> list[Finding]:
     """What every side of a problem gives, beside the truth.
 
-    Approximate instructions at an end of their error must not change selections; what they do to values is told and not
-    judged.
+    Approximate instructions at an end of their error must not change selections, nor where a value is NaN or infinite:
+    a score of -inf is a box that was struck. What they do to other values is told and not judged.
 
     Args:
         oracle: "reference", or "eager" for shapes that are too large for it.
@@ -55,7 +55,8 @@ def verify_case(problem: Problem, dtype: torch.dtype, place: Place, oracle: Impl
     def judge(side: str, results: Results, run: str = "") -> None:
         for output, true in truth.items():
             comparison = true.compare(results[output].cpu())
-            findings.append(Finding(side, output, comparison, run, binding=not run or true.exact))
+            binding = not run or true.exact or bool(comparison.wrong)
+            findings.append(Finding(side, output, comparison, run, binding))
 
     judge("reference", {output: true.reference for output, true in truth.items()})
     inputs = {name: each.to(place.device) for name, each in problem.inputs.items()}

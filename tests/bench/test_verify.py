@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bench.__main__ import main
 from bench.error_rule import compare, compare_exactly
 from bench.verification.case import Finding, verify_case
 from bench.verification.operations import OPERATIONS, Problem
+from bench.verification.operations.boxes import decode_boxes
 from bench.verification.operations.regions import roi_align
 from bench.verification.places import Compute, Place, Seen, different_bits
 from bench.verification.scenes import Scene, largest_gap, scenes
@@ -173,6 +175,35 @@ def test_approximate_ends_bind_selections_only() -> None:
     assert verify.report([case], "virtual", {"device": "none"}, target, None) == 0
     case = verify.Case("op", "float32", "any", "some", 1.0, (Finding("triton", "out", far, "low"),))
     assert verify.report([case], "virtual", {"device": "none"}, target, None) == 1
+
+
+class AtAnEnd(Here):
+    """Stands for a place with approximate instructions, which change the scores."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.change = change
+
+    def run(self, compute: Compute) -> Seen:
+        seen = super().run(compute)
+        seen.runs["low"] = {**seen.runs[""], "scores": self.change(seen.runs[""]["scores"])}
+        return seen
+
+
+@pytest.mark.parametrize(
+    ("change", "holds"),
+    [
+        (lambda scores: scores * 1.01, True),
+        (lambda scores: scores.where(scores != scores.max(), -INF), False),  # another box is struck
+        (lambda scores: scores.where(scores != -INF, 0.5), False),  # one is not struck
+    ],
+)
+def test_what_is_struck_is_the_same_at_both_ends(change: Callable[[Tensor], Tensor], holds: bool) -> None:
+    problem = decode_boxes(scenes("tiny")[0], torch.float32, "contiguous")
+    place = AtAnEnd(change)
+    findings = verify_case(problem, torch.float32, place, "reference")  # type: ignore[arg-type]
+    (low,) = [each for each in findings if (each.run, each.output) == ("low", "scores")]
+    assert not low.comparison.holds
+    assert [each for each in findings if not each.holds] == ([] if holds else [low])
 
 
 @pytest.mark.parametrize(

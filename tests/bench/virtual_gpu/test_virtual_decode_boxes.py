@@ -7,17 +7,21 @@ import torch
 from offsets_to_decode import SIZES, WEIGHTS, check, some_anchors, some_offsets, some_scores
 
 import kernels
-from bench.virtual_gpu import unwritten
+from bench.virtual_gpu import Options, unwritten
 from bench.virtual_gpu.intercept import active
+from bench.virtual_gpu.launch import Rounding
 
 pytestmark = pytest.mark.compiled
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "low", "high"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_decode_boxes(dtype: torch.dtype) -> None:
-    with kernels.use("triton"), active() as record:
+def test_decode_boxes(dtype: torch.dtype, rounding: Rounding) -> None:
+    with kernels.use("triton"), active(options=Options(rounding=rounding)) as record:
         check(dtype, WEIGHTS[1])
-    assert [launch.kernel for launch in record.launches] == ["_decode_kernel"]
+    (launch,) = record.launches
+    assert launch.kernel == "_decode_kernel"
+    assert launch.launch.approximate == (dtype != torch.float64)
 
 
 @pytest.mark.parametrize("number", range(4))
