@@ -4,6 +4,9 @@ Results are compared by `bench.error_rule`. On the virtual GPU each case also re
 misaligned, races, memory that nobody wrote, and results that depend on the order of warps. A case whose kernels have
 approximate instructions (exp, and division where rounding does not matter) runs at both ends of their documented
 error, too: selections must not change, a score of -inf among them, and what values do is told beside.
+
+A case that held is kept on disk for as long as no source and no version changes; `--fresh` verifies it again. A breach
+is never kept, nor is what a real GPU did.
 """
 
 import json
@@ -11,7 +14,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -27,14 +29,13 @@ from rich.progress import track
 from rich.table import Table
 
 from bench.environment import environment
-from bench.verification.case import Finding, verify_case
+from bench.verification.case import Finding
 from bench.verification.operations import OPERATIONS
+from bench.verification.outcomes import Case, verify_one
 from bench.verification.places import Place, environment_for, place, whatever_is_there
 from bench.verification.scenes import Scene, scenes
 
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-}
+DTYPES = ("float32", "float16", "bfloat16", "float64")
 LAYOUTS = ("channels last", "contiguous", "blocks")
 SIDES = ("triton", "eager", "reference", "torchvision")
 WIDTH_WITHOUT_TERMINAL = 160
@@ -49,6 +50,7 @@ class Arguments:
         on: where the Triton kernels run; auto takes a GPU, else the virtual GPU, else the interpreter.
         operation: only these. dtype: only these. layout: only these. shape: only these, by name.
         json: where to write every case.
+        fresh: verify again what held earlier with the same sources and versions.
         jobs: processes that verify at once; as many as there are CPUs, up to 8, but one on a GPU.
     """
 
@@ -58,32 +60,8 @@ class Arguments:
     layout: tuple[str, ...] = ()
     shape: tuple[str, ...] = ()
     json: Path | None = None
+    fresh: bool = False
     jobs: int | None = None
-
-
-@dataclass(frozen=True)
-class Case:
-    """An operation with a dtype, a layout and a shape, and what was found."""
-
-    operation: str
-    dtype: str
-    layout: str
-    shape: str
-    seconds: float
-    findings: tuple[Finding, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.operation}, {self.dtype}, {self.layout}, {self.shape}"
-
-    @property
-    def breaches(self) -> list[Finding]:
-        return [finding for finding in self.findings if not finding.holds]
-
-    def share(self, side: str, binding: bool = True) -> float | None:
-        """The largest error of a side as a share of what is allowed; None if the side was not judged."""
-        chosen = [each for each in self.findings if each.side == side and each.binding == binding]
-        return max((each.comparison.share for each in chosen), default=None)
 
 
 def main(arguments: list[str]) -> int:
@@ -105,7 +83,7 @@ def main(arguments: list[str]) -> int:
         return 2
     console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
     cases = []
-    done = verified(picked, here, chosen.jobs or default_jobs(where))
+    done = verified(picked, here, chosen.jobs or default_jobs(where), chosen.fresh)
     for case in track(done, "verifying", len(picked), console=console, disable=not console.is_terminal):
         cases.append(case)
         for breach in case.breaches:
@@ -119,8 +97,14 @@ def main(arguments: list[str]) -> int:
 
 def summary(cases: Sequence[Case]) -> str:
     """One line on the cases of an operation."""
-    broken, seconds = sum(bool(case.breaches) for case in cases), sum(case.seconds for case in cases)
-    return f"{cases[0].operation}: {len(cases)} cases, {broken} with a breach, {seconds:.0f} s of a process"
+    return f"{cases[0].operation}: {counted(cases)} of a process"
+
+
+def counted(cases: Sequence[Case]) -> str:
+    """How many there are, and what they cost in this run."""
+    broken, remembered = sum(bool(case.breaches) for case in cases), sum(case.remembered for case in cases)
+    seconds = sum(case.seconds for case in cases if not case.remembered)
+    return f"{len(cases)} cases, {remembered} of them from the disk, {broken} with a breach, {seconds:.0f} s"
 
 
 def pick(chosen: Arguments, here: Place) -> list[tuple[str, str, str, Scene]]:
@@ -131,7 +115,7 @@ def pick(chosen: Arguments, here: Place) -> list[tuple[str, str, str, Scene]]:
     """
     shapes = {scene.name: scene for scene in scenes(here.size)}
     operations = _pick("operation", chosen.operation, tuple(OPERATIONS))
-    dtypes = _pick("dtype", chosen.dtype, tuple(DTYPES))
+    dtypes = _pick("dtype", chosen.dtype, DTYPES)
     layouts = _pick("layout", chosen.layout, LAYOUTS)
     names = _pick("shape", chosen.shape, tuple(shapes))
     if chosen.jobs is not None and chosen.jobs < 1:
@@ -154,22 +138,16 @@ def default_jobs(where: str) -> int:
     return 1 if where == "gpu" else min(cpus, MOST_JOBS)
 
 
-def verified(picked: Sequence[tuple[str, str, str, Scene]], here: Place, jobs: int) -> Iterator[Case]:
+def verified(
+    picked: Sequence[tuple[str, str, str, Scene]], here: Place, jobs: int, fresh: bool = False
+) -> Iterator[Case]:
     """The cases in their order, by processes of a thread each if there are to be several."""
-    verify = partial(verify_one, here=here)
+    verify = partial(verify_one, here=here, fresh=fresh)
     if min(jobs, len(picked)) == 1:
         yield from (verify(*each) for each in picked)
         return
     with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         yield from pool.map(verify, *zip(*picked, strict=True))
-
-
-def verify_one(operation: str, dtype: str, layout: str, scene: Scene, here: Place) -> Case:
-    start = time.perf_counter()
-    problem = OPERATIONS[operation][0](scene, DTYPES[dtype], layout)
-    oracle: Literal["eager", "reference"] = "eager" if scene.full else "reference"
-    findings = verify_case(problem, DTYPES[dtype], here, oracle)
-    return Case(operation, dtype, layout, scene.name, time.perf_counter() - start, tuple(findings))
 
 
 def _pick(what: str, asked: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
@@ -189,8 +167,7 @@ def report(cases: Sequence[Case], where: str, made_with: dict[str, str], console
     """Prints the table, writes the file; the exit code."""
     console.print(_table(cases, made_with["device"]))
     broken = [case for case in cases if case.breaches]
-    seconds = sum(case.seconds for case in cases)
-    console.print(f"{len(cases)} cases on {where}, {len(broken)} with a breach, {seconds:.0f} s")
+    console.print(f"on {where}: {counted(cases)}")
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"on": where, **made_with, "cases": [_row(case) for case in cases]}, indent=1))
@@ -237,5 +214,5 @@ def _row(case: Case) -> dict[str, object]:
         }
         for each in case.findings
     ]
-    named = {name: getattr(case, name) for name in ("operation", "dtype", "layout", "shape", "seconds")}
+    named = {name: getattr(case, name) for name in ("operation", "dtype", "layout", "shape", "seconds", "remembered")}
     return {**named, "holds": not case.breaches, "findings": findings}

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from bench.cache import cached
 from bench.cases import Workload
-from bench.kernel_figures.cache import cached
 from bench.kernel_figures.cases import WITH_BARS, cases
 from bench.kernel_figures.checks import WrongResult
 from bench.kernel_figures.counts import count

@@ -1,4 +1,4 @@
-"""Rows in files, what changed between two of them, and figures that are kept on disk."""
+"""Rows in files, what changed between two of them, and results that are kept on disk."""
 
 import csv
 import json
@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import compare
-from bench.kernel_figures import cache as figure_cache
+from bench import cache, compare
 from bench.results import Results, Row, differences, read, write_csv, write_json
 
 
@@ -67,10 +66,10 @@ def test_compare_refuses_what_is_no_file_of_results(tmp_path: Path, capsys: pyte
     assert compare.main([str(good)]) == 2
 
 
-def test_figures_are_made_again_when_anything_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figure_cache, "cache_folder", lambda: tmp_path / "cache")
+def test_results_are_made_again_when_anything_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
     versions = {"torch": "1"}
-    monkeypatch.setattr(figure_cache, "_version", versions.__getitem__)
+    monkeypatch.setattr(cache, "_version", versions.__getitem__)
     (tmp_path / "source").mkdir()
     one, two = tmp_path / "source" / "one.py", tmp_path / "two.py"
     one.write_text("a")
@@ -83,8 +82,8 @@ def test_figures_are_made_again_when_anything_changes(tmp_path: Path, monkeypatc
         return {"made": made}
 
     def ask(name: str = "x", fresh: bool = False) -> tuple[dict[str, int], bool]:
-        figure_cache._digest.cache_clear()  # as another process
-        figures, remembered = figure_cache.cached(name, [one.parent, two], ["torch"], make, fresh)
+        cache._digest.cache_clear()  # as another process
+        figures, remembered = cache.cached(name, [one.parent, two], ["torch"], make, fresh)
         assert isinstance(figures, dict)
         return figures, remembered
 
@@ -106,12 +105,23 @@ def test_figures_are_made_again_when_anything_changes(tmp_path: Path, monkeypatc
     two.write_text("b")
     versions["torch"] = "1"
     assert ask() == ({"made": 1}, True)
-    kept = sorted((tmp_path / "cache" / "figures").iterdir())
+    kept = sorted((tmp_path / "cache" / "results").iterdir())
     assert len(kept) == 6
-    assert all(json.loads(file.read_text())["figures"] for file in kept)
+    assert all(json.loads(file.read_text())["result"] for file in kept)
     one.write_text("edited while this process runs")
-    figures, remembered = figure_cache.cached("x", [one.parent, two], ["torch"], make)
+    figures, remembered = cache.cached("x", [one.parent, two], ["torch"], make)
     assert (figures, remembered) == ({"made": 1}, True)
     with pytest.raises(ZeroDivisionError):
-        figure_cache.cached("z", [two], [], lambda: 1 // 0)
-    assert sorted((tmp_path / "cache" / "figures").iterdir()) == kept
+        cache.cached("z", [two], [], lambda: 1 // 0)
+    assert sorted((tmp_path / "cache" / "results").iterdir()) == kept
+
+
+def test_what_is_not_to_be_kept_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is an earlier result left, where another one was made since."""
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+
+    def ask(result: float, fresh: bool = False) -> tuple[float, bool]:
+        return cache.cached("x", [], [], lambda: result, fresh, keep=lambda made: made < 2)
+
+    assert (ask(2), ask(1), ask(2)) == ((2, False), (1, False), (1, True))
+    assert (ask(3, fresh=True), ask(2)) == ((3, False), (2, False))

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import kernels
 from bench import verify
 from bench.__main__ import main
 from bench.error_rule import compare, compare_exactly
+from bench.verification import outcomes
 from bench.verification.case import Finding, verify_case
 from bench.verification.operations import OPERATIONS, Problem
 from bench.verification.operations.boxes import decode_boxes
 from bench.verification.operations.regions import roi_align
+from bench.verification.outcomes import verify_one
 from bench.verification.places import Compute, Place, Seen, different_bits
 from bench.verification.scenes import Scene, largest_gap, scenes
 from kernels.eager import nms as eager_nms
@@ -42,7 +45,8 @@ class Here:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Place:
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Place:
+    monkeypatch.setenv("MRCNN_VIRTUAL_GPU_CACHE", str(tmp_path / "cache"))  # what a stand-in did is nobody else's
     monkeypatch.setattr(verify, "place", lambda name: Here())
     monkeypatch.setattr(verify, "environment_for", lambda name: None)
     monkeypatch.setattr(verify, "default_jobs", lambda name: 1)
@@ -88,7 +92,7 @@ def test_a_wrong_selection_is_a_breach(
     pick = ["--operation", "segmented_nms", "--dtype", "float16", "--shape", "pyramid", "empty"]
     assert main(["verify", "--on", "virtual", *pick, "--json", str(file)]) == 1
     printed, progress = capsys.readouterr()
-    assert progress.startswith("segmented_nms: 2 cases, 1 with a breach, ")
+    assert progress.startswith("segmented_nms: 2 cases, 0 of them from the disk, 1 with a breach, ")
     assert "BREACH segmented_nms, float16, contiguous, pyramid: eager, kept: " in printed
     assert "elements differ, at [0, 0]" in printed
     assert "empty: eager" not in printed
@@ -99,6 +103,57 @@ def test_a_wrong_selection_is_a_breach(
     assert held == {"pyramid": False, "empty": True}
     sides = {finding["side"] for case in written["cases"] for finding in case["findings"] if not finding["holds"]}
     assert sides == {"triton", "eager"}
+
+
+@pytest.mark.usefixtures("here")
+def test_only_what_held_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The empty case holds though the operation is wrong; the other is verified until it is right."""
+    right = eager_nms.segmented_nms
+    file = tmp_path / "verified.json"
+
+    def verified(*arguments: str) -> tuple[int, str]:
+        pick = ["--operation", "segmented_nms", "--dtype", "float32", "--shape", "pyramid", "empty"]
+        code = main(["verify", "--on", "virtual", *pick, "--json", str(file), *arguments])
+        return code, capsys.readouterr().out.splitlines()[-1].rpartition(",")[0]
+
+    monkeypatch.setattr(
+        eager_nms, "segmented_nms", lambda *arguments: tuple(each.flip(-1) for each in right(*arguments))
+    )
+    assert verified() == (1, "on virtual: 2 cases, 0 of them from the disk, 1 with a breach")
+    made = json.loads(file.read_text())["cases"]
+    assert verified() == (1, "on virtual: 2 cases, 1 of them from the disk, 1 with a breach")
+    again = json.loads(file.read_text())["cases"]
+    assert [case["remembered"] for case in again] == [False, True]
+    assert again[1] == {**made[1], "remembered": True}
+    monkeypatch.setattr(eager_nms, "segmented_nms", right)
+    assert verified() == (0, "on virtual: 2 cases, 1 of them from the disk, 0 with a breach")
+    assert verified() == (0, "on virtual: 2 cases, 2 of them from the disk, 0 with a breach")
+    assert verified("--fresh") == (0, "on virtual: 2 cases, 0 of them from the disk, 0 with a breach")
+
+
+def test_what_an_outcome_is_kept_by(here: Place) -> None:
+    """Each of the operation, dtype, layout, whole shape and place; and every finding comes back from the disk."""
+    scene = scenes("tiny")[0]
+    first = verify_one("roi_align", "float32", "contiguous", scene, here)
+    kept = verify_one("roi_align", "float32", "contiguous", scene, here)
+    assert (first.remembered, kept.remembered) == (False, True)
+    assert kept.findings == first.findings
+    assert not verify_one("roi_align", "float32", "contiguous", replace(scene, rois=3), here).remembered
+    assert not verify_one("roi_align", "float32", "channels last", scene, here).remembered
+    assert not verify_one("roi_align", "float16", "contiguous", scene, here).remembered
+    assert not verify_one("roi_pool", "float32", "contiguous", scene, here).remembered
+    there, gpu = Here(), Here()
+    there.describe = lambda: "another stand-in"  # type: ignore[method-assign]
+    assert not verify_one("roi_align", "float32", "contiguous", scene, there).remembered  # type: ignore[arg-type]
+    gpu.device, gpu.describe = "cpu:0", lambda: "a GPU"  # type: ignore[method-assign]
+    for _ in range(2):
+        assert not verify_one("roi_align", "float32", "contiguous", scene, gpu).remembered  # type: ignore[arg-type]
+
+
+def test_every_source_of_an_outcome_is_there() -> None:
+    assert all(source.exists() for source in outcomes.SOURCES)
 
 
 @pytest.mark.usefixtures("here")
@@ -120,7 +175,7 @@ def test_a_wrong_gradient_is_a_breach(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 def test_processes_give_the_same(here: Place) -> None:
     pick = [("nms", "float32", "contiguous", scene) for scene in scenes("tiny")[:3]]
-    alone, together = ([*verify.verified(pick, here, jobs)] for jobs in (1, 2))
+    alone, together = ([*verify.verified(pick, here, jobs, fresh=True)] for jobs in (1, 2))
     assert [case.name for case in together] == [f"nms, float32, contiguous, {scene.name}" for *_, scene in pick]
     assert [case.findings for case in together] == [case.findings for case in alone]
 

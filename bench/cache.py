@@ -1,6 +1,6 @@
-"""Figures that do not depend on the machine, kept on disk for as long as nothing that they depend on changes.
+"""Results that do not depend on the machine, kept on disk for as long as nothing that they depend on changes.
 
-They lie beside the virtual GPU's compiled runtime, in `figures/`, named by a hash of the sources and versions.
+They lie beside the virtual GPU's compiled runtime, in `results/`, named by a hash of the sources and versions.
 """
 
 import functools
@@ -16,7 +16,12 @@ from bench.virtual_gpu.native import cache_folder
 
 
 def cached(
-    name: str, sources: Sequence[Path], packages: Sequence[str], make: Callable[[], Any], fresh: bool = False
+    name: str,
+    sources: Sequence[Path],
+    packages: Sequence[str],
+    make: Callable[[], Any],
+    fresh: bool = False,
+    keep: Callable[[Any], bool] = lambda _: True,
 ) -> tuple[Any, bool]:
     """What `make` returns, as JSON gives it back, and whether it comes from the disk.
 
@@ -25,21 +30,26 @@ def cached(
         sources: files, and folders of files, that it depends on; any change makes it anew.
         packages: whose versions it depends on.
         fresh: make it anew whatever is on the disk.
+        keep: whether what was made is to be kept, so that what failed is made again each time.
     """
     digest = hashlib.sha256(name.encode() + b"\0" + _digest(tuple(sources)))
     for package in packages:
         digest.update(f"{package} {_version(package)}\0".encode())
-    path = cache_folder() / "figures" / f"{digest.hexdigest()[:32]}.json"
+    path = cache_folder() / "results" / f"{digest.hexdigest()[:32]}.json"
     if path.exists() and not fresh:
-        return json.loads(path.read_text())["figures"], True
-    text = json.dumps({"name": name, "figures": make()})
+        return json.loads(path.read_text())["result"], True
+    made = make()
+    text = json.dumps({"name": name, "result": made})
+    if not keep(made):
+        path.unlink(missing_ok=True)
+        return json.loads(text)["result"], False
     path.parent.mkdir(parents=True, exist_ok=True)
     # Written under another name and moved, so that nobody reads half a file.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         whole = Path(folder) / path.name
         whole.write_text(text)
         whole.replace(path)
-    return json.loads(text)["figures"], False
+    return json.loads(text)["result"], False
 
 
 @functools.cache
