@@ -1,13 +1,14 @@
 """`python -m bench resources`: what every configuration of every kernel compiles to, for each target, with no GPU.
 
 Registers, spills, shared memory, widths of loads and stores, form of atomics. Launches are those of the operations in
-`bench.verification.operations`, at the sizes of the model's heads.
+`bench.verification.operations`, at the sizes of the model's heads, and at larger ones where the code depends on them.
 """
 
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 import kernels
+from bench.cache import cached
 from bench.cases import Pyramid
 from bench.compiled.launches import AMPERE, BLACKWELL, HOPPER, MI300, Launch, recorded
-from bench.compiled.machine_code import Demand, of_amd, of_nvidia
+from bench.compiled.machine_code import Access, Demand, of_amd, of_nvidia
 from bench.environment import environment
 from bench.verification.case import results_of
 from bench.verification.operations import OPERATIONS
@@ -33,6 +35,9 @@ TARGETS = {"sm_80": AMPERE, "sm_90": HOPPER, "sm_100": BLACKWELL, "gfx942": MI30
 MOST_REGISTERS = 128
 HOT_BYTES = 16
 WIDTH_WITHOUT_TERMINAL = 200
+HERE = Path(__file__).parent
+# What a row depends on besides the kernel.
+SOURCES = (Path(__file__), HERE / "compiled", HERE / "virtual_gpu")
 
 # Where most bytes are read as rows of channels, by kernel: the arguments whose loads have to be as wide as `hot_bytes`
 # says in channels-last layout. What the other kernels of RoIAlign's backward read is the same for all channels.
@@ -47,11 +52,12 @@ HOT_LOADS = {
 }
 
 HEAD = Scene("box head", Pyramid(2, 128, 160, 256), 16, classes=80, mask_side=28, candidates=200)
-SCENES = (
-    HEAD,
-    Scene("mask head", HEAD.pyramid, 16, pooled=(14, 14), classes=80, mask_side=28, candidates=200),
-    Scene("adaptive", HEAD.pyramid, 16, sampling_ratio=-1, aligned=True, classes=80, mask_side=28, candidates=200),
-)
+ADAPTIVE = replace(HEAD, name="adaptive", sampling_ratio=-1, aligned=True)
+SCENES = (HEAD, replace(HEAD, name="mask head", pooled=(14, 14)), ADAPTIVE)
+# Sizes that some kernels' code depends on, up to the largest that one expects: a list of boxes before it is split into
+# segments, and masks of twice the side.
+LONG_LISTS = tuple(replace(HEAD, name=f"{number:,} boxes", candidates=number) for number in (6_000, 20_000))
+LARGE_MASKS = tuple(replace(scene, name=f"{scene.name}, 56 x 56", mask_side=56) for scene in (HEAD, ADAPTIVE))
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class Arguments:
         operation: only what these launch. kernel: only these.
         dtype: of the operations. target: to compile for.
         json: where to write every configuration.
+        fresh: compile again what had no problem earlier with the same sources and versions.
     """
 
     operation: tuple[str, ...] = tuple(OPERATIONS)
@@ -69,6 +76,7 @@ class Arguments:
     dtype: tuple[str, ...] = ("float32", "bfloat16")
     target: tuple[str, ...] = tuple(TARGETS)
     json: Path | None = None
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,14 +107,18 @@ def main(arguments: list[str]) -> int:
         if unknown := [each for each in asked if each not in known]:
             return _refuse(f"there is no {what} {unknown[0]!r}; there is {', '.join(known)}")
     console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
-    rows = []
-    for row in compiled(chosen):
+    rows, earlier = [], 0
+    for row, remembered in compiled(chosen):
         rows.append(row)
+        earlier += remembered
         for problem in row.problems:
             line = f"PROBLEM {row.kernel}, {row.target}, {row.config}, {row.launched_by}: {problem}"
             console.print(line, style="bold red", highlight=False, soft_wrap=True)
     if not rows:
         return _refuse("these operations launch none of these kernels")
+    console.print(
+        f"{earlier} of {len(rows)} rows come from the disk: compiled earlier from the same sources and versions"
+    )
     return report(rows, console, chosen.json)
 
 
@@ -115,33 +127,60 @@ def _refuse(why: str) -> int:
     return 2
 
 
-def compiled(chosen: Arguments) -> Iterator[Row]:
-    """A row for each different compilation."""
+def compiled(chosen: Arguments) -> Iterator[tuple[Row, bool]]:
+    """A row for each different compilation, and whether it comes from the disk: never if it has a problem."""
     seen = set()
     for launched_by, launch in launches(chosen.operation, chosen.dtype):
         if chosen.kernel and launch.name not in chosen.kernel:
             continue
         for name in chosen.target:
             for config in launch.configs_on(TARGETS[name]):
-                specialized = launch.specialize(config, TARGETS[name])
-                if (launch.name, specialized.key) not in seen:
-                    seen.add((launch.name, specialized.key))
-                    yield examine(launch, launched_by, config, name)
+                key = launch.specialize(config, TARGETS[name]).key
+                if (launch.name, key) not in seen:
+                    seen.add((launch.name, key))
+                    # The key has a hash of the kernel's source. What is asked of its loads depends on the launch, too.
+                    what = f"resources {launch.name} {key} {hot_bytes(launch, config, TARGETS[name])}"
+                    make = partial(_examined, launch, launched_by, config, name)
+                    made, remembered = cached(what, SOURCES, ("triton",), make, chosen.fresh, _has_no_problem)
+                    yield _row({**made, "launched_by": launched_by}), remembered
+
+
+def _examined(launch: Launch, launched_by: str, config: triton.Config | None, target: str) -> dict[str, Any]:
+    return asdict(examine(launch, launched_by, config, target))
+
+
+def _has_no_problem(made: Mapping[str, Any]) -> bool:
+    return not made["problems"]
+
+
+def _row(made: Mapping[str, Any]) -> Row:
+    demand = made["demand"]
+    if demand is not None:
+        accesses = (Access(**{**each, "arguments": tuple(each["arguments"])}) for each in demand["accesses"])
+        demand = Demand(**{**demand, "accesses": tuple(accesses)})
+    return Row(**{**made, "demand": demand, "problems": tuple(made["problems"])})
 
 
 def launches(operations: Sequence[str], dtypes: Sequence[str]) -> Iterator[tuple[str, Launch]]:
-    """What operations launch forward and backward, and for what, in every layout, at the sizes of the heads."""
+    """What operations launch forward and backward, and for what, in every layout, at the sizes of `scenes_of`."""
     for operation in operations:
         make, layouts = OPERATIONS[operation]
         for dtype in dtypes:
             for layout in layouts:
-                for scene in SCENES:
+                for scene in scenes_of(operation):
                     problem = make(scene, getattr(torch, dtype), layout)
                     # Integers that no kernel writes are 0, so that they may be used as indices.
                     with kernels.use("triton"), Watch(lambda _: None, 0), recorded() as found:
                         results_of(problem, problem.call, problem.inputs, getattr(torch, dtype))
                     for launch in found:
                         yield f"{operation}, {dtype}, {layout}, {scene.name}", launch
+
+
+def scenes_of(operation: str) -> tuple[Scene, ...]:
+    """The sizes of the model's heads, and what else an operation is compiled for."""
+    if operation.endswith("nms"):
+        return SCENES + LONG_LISTS
+    return SCENES + LARGE_MASKS if operation.startswith("mask_loss") else SCENES
 
 
 def examine(launch: Launch, launched_by: str, config: triton.Config | None, target: str) -> Row:
@@ -158,7 +197,7 @@ def examine(launch: Launch, launched_by: str, config: triton.Config | None, targ
     else:
         pointers = [name if isinstance(value, Tensor) else None for name, value in specialized.parameters()]
         demand = of_nvidia(kernel, pointers)
-    hot = hot_bytes(launch, config, TARGETS[target]) if launch.arguments.get("CHANNELS_LAST", True) else {}
+    hot = hot_bytes(launch, config, TARGETS[target])
     return Row(launch.name, launched_by, told, target, demand, tuple(problems(demand, hot, TARGETS[target])))
 
 
@@ -169,6 +208,8 @@ def hot_bytes(launch: Launch, config: triton.Config | None, target: GPUTarget) -
     blocks, and in the gather of RoIAlign's gradient: a thread keeps eight sums for each of its channels and has four at
     most, as eight of 16 bits, which would be 16 bytes, spilled.
     """
+    if not launch.arguments.get("CHANNELS_LAST", True):
+        return {}
     widths = dict.fromkeys(HOT_LOADS.get(launch.name, ()), HOT_BYTES)
     if config is not None and launch.name in ("gather_kernel", "_pool_kernel"):
         channels = config.kwargs["BLOCK_C"] // (target.warp_size * config.num_warps)

@@ -1,6 +1,8 @@
 """`python -m bench resources`: how code is read, and what is held for a problem."""
 
 import io
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -158,7 +160,8 @@ def test_a_wrong_call(arguments: list[str], told: str, capsys: pytest.CaptureFix
 def test_kernels_with_hot_loads_are_those_that_are_launched() -> None:
     """A kernel or an argument that has another name by now would go without its check."""
     operations = ("multiscale_roi_align", "roi_pool", "mask_predict")
-    found = {launch.name: launch for _, launch in resources.launches(operations, ["float32", "bfloat16"])}
+    launches = [launch for _, launch in resources.launches(operations, ["float32", "bfloat16"])]
+    found = {launch.name: launch for launch in launches if launch.arguments.get("CHANNELS_LAST", True)}
     for kernel, arguments in resources.HOT_LOADS.items():
         assert set(arguments) <= set(found[kernel].kernel.arg_names)
         assert set(arguments) == set(resources.hot_bytes(found[kernel], found[kernel].configs[0], HOPPER))
@@ -187,3 +190,28 @@ def test_a_configuration_is_compiled_and_read() -> None:
         assert 16 in row.demand.widths("load")
         assert row.demand.widths("store") == [16]
         assert row.demand.atomics == []
+
+
+@pytest.mark.compiled
+def test_long_lists_and_large_masks_are_compiled() -> None:
+    """Where code depends on the size: a launch of each, or nobody would see what spills there."""
+    found = list(resources.launches(("segmented_nms", "mask_loss:packed"), ["float32"]))
+    lists = {launch.arguments["num_boxes"] for _, launch in found if launch.name == "_reduce_kernel"}
+    assert lists == {200, 6_000, 20_000}
+    losses = [launch.arguments for _, launch in found if launch.name == "_loss_kernel"]
+    assert {(each["SIZE"], each["RATIO"]) for each in losses} == {(28, 2), (28, 0), (56, 2), (56, 0)}
+
+
+@pytest.mark.compiled
+def test_rows_without_a_problem_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MRCNN_VIRTUAL_GPU_CACHE", str(tmp_path))
+    monkeypatch.setattr(resources, "scenes_of", lambda _: resources.SCENES[:1])
+    pick = resources.Arguments(("nms",), ("_mask_kernel",), ("float32",), ("sm_90", "gfx942"))
+    made, again = list(resources.compiled(pick)), list(resources.compiled(pick))
+    assert {row.target for row, _ in made} == {"sm_90", "gfx942"}
+    assert [remembered for _, remembered in made + again] == [False] * len(made) + [True] * len(made)
+    assert [row for row, _ in again] == [row for row, _ in made]
+    monkeypatch.setattr(resources, "MOST_REGISTERS", 1)
+    for fresh in (True, False):  # what was kept before is not believed any more
+        rows = list(resources.compiled(replace(pick, fresh=fresh)))
+        assert all(row.problems and not remembered for row, remembered in rows)
