@@ -14,7 +14,6 @@ import torch
 from bench import cpu_operations
 from bench.kernel_figures import times as kernel_times
 from bench.kernel_figures.cases import OPERATIONS, Case, both, cases
-from bench.kernel_figures.checks import check
 from bench.kernels import CPU_PAIRS
 
 NAMES = (
@@ -90,7 +89,5 @@ def test_gpu(benchmark: Callable[..., Any], case: Case, by: str) -> None:
         return results
 
     with provider.active():
-        results = step()
-        if provider.checked:
-            check(case, results)
+        provider.check(case, step())
         benchmark(step)

@@ -41,3 +41,25 @@ def check(case: Case, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not compared.holds:
             raise WrongResult(f"{case.name}, {case.dtype_name} {case.layout}, seed {case.seed}, {number}: {compared}")
     return plain
+
+
+def check_batched_nms(case: Case, results: tuple[Tensor, ...]) -> None:
+    """Compares what torchvision's `batched_nms` keeps of a case of segmented NMS with what the case's peer keeps.
+
+    Segment by segment, the first `max_keep` of each as sets: how ties between segments are ordered is not in question.
+
+    Args:
+        case: what was computed.
+        results: indices into the boxes of all segments together, by descending score.
+
+    Raises:
+        WrongResult: a segment has other boxes.
+    """
+    (kept,) = (each.cpu() for each in results)
+    keep, _ = expected(case, torch.float32)
+    boxes = case.peer_inputs()["scores"].shape[1]
+    for segment, wanted in enumerate(keep.tolist()):
+        own = kept[kept // boxes == segment][: len(wanted)] % boxes
+        unlike = set(own.tolist()) ^ {place for place in wanted if place >= 0}
+        if unlike:
+            raise WrongResult(f"{case.name}, seed {case.seed}: {len(unlike)} other boxes of segment {segment}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from bench.kernel_figures import times as kernel_times
 from bench.kernel_figures.cases import OPERATIONS, WITH_BARS, Case, Inputs, cases, mask_loss, roi_align, segmented_nms
 from bench.kernel_figures.checks import WrongResult
 from bench.kernel_figures.times import Provider, copy_bandwidth, on_device, spread, time_case
+from bench.results import Row
 
 
 class FakeClock:
@@ -143,6 +145,28 @@ def test_what_is_wrong_is_not_timed() -> None:
     with pytest.raises(WrongResult, match="1 of "):
         time_case(nms, eager(nms, last_box_lost), clock, 1e9, rounds=1)
     assert clock.calls == 0
+
+
+def test_batched_nms_is_not_timed_if_it_keeps_other_boxes() -> None:
+    """Each segment keeps more boxes than count here, so that the best of all matters and the last does not."""
+    case = segmented_nms(4, QUICK)
+    assert case.timed_peer is not None
+    (kept,) = case.timed_peer(case.peer_inputs())
+    clock = FakeClock()
+
+    def time(answer: Tensor) -> list[Row]:
+        changed = replace(case, timed_peer=lambda inputs: (answer,))
+        provider = next(each for each in kernel_times.providers(changed) if each.name == "torchvision")
+        return time_case(changed, provider, clock, 1e9, rounds=1)
+
+    with pytest.raises(WrongResult, match="of segment"):
+        time(kept[1:])
+    with pytest.raises(WrongResult, match="of segment"):
+        time((kept + 1) % (QUICK.segments * QUICK.boxes))
+    assert clock.calls == 0
+    for right in (kept, kept[:-1]):
+        (row,) = time(right)
+        assert row.by == "torchvision"
 
 
 def test_providers_and_what_they_activate(monkeypatch: pytest.MonkeyPatch) -> None:
