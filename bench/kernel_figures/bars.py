@@ -83,6 +83,18 @@ def _others() -> Iterator[Bar]:
 
 BARS = (*_roi_align(), *_others())
 
+# Time bounds in us that the virtual GPU's prototype found for torchvision's own kernels, on RoIs of one seed; those of
+# NMS are the same for all. The virtual GPU has to agree: all ratios above are to its bounds.
+PROTOTYPE = {
+    "roi_align 7x7, forward": 209,
+    "roi_align 14x14, forward": 611,
+    "roi_align 7x7, backward": 564,
+    "roi_align 14x14, backward": 1194,
+    "segmented_nms 10 x 2000, forward": 171,
+}
+PROTOTYPE_SEED = 4
+AGREEING = 0.02
+
 
 def with_ratios(row: Row, rows: Sequence[Row]) -> Row:
     """The row with its ratios to torchvision's row, among `rows`, of the same case and seed, where there is one."""
@@ -105,7 +117,7 @@ def with_ratios(row: Row, rows: Sequence[Row]) -> Row:
 
 
 def seen(rows: Sequence[Row]) -> list[Seen]:
-    """A line for each bar that the rows are about, with the figure at each seed."""
+    """A line for each bar that the rows are about, with the figure at each seed, and for each of `PROTOTYPE`."""
     lines = []
     for bar in BARS:
         values = [
@@ -117,4 +129,14 @@ def seen(rows: Sequence[Row]) -> list[Seen]:
             what = f"{bar.case}, {bar.dtype} {bar.layout}: {bar.figure}"
             text = "  ".join(f"{value:,.0f}" if value >= 100 else f"{value:.4g}" for value in values)
             lines.append(Seen(what, bar.asked, text, all(bar.holds(value) for value in values)))
-    return lines
+    return lines + [_beside_prototype(row) for row in rows if _is_of_prototype(row)]
+
+
+def _is_of_prototype(row: Row) -> bool:
+    return row.by == TORCHVISION and row.seed == PROTOTYPE_SEED and row.case in PROTOTYPE
+
+
+def _beside_prototype(row: Row) -> Seen:
+    known, found = PROTOTYPE[row.case], row.figures["time bound, us"]
+    what = f"torchvision's {row.case}, {row.dtype}: time bound, us"
+    return Seen(what, f"{known:,} within {AGREEING:.0%}", f"{found:,.1f}", abs(found / known - 1) <= AGREEING)

@@ -9,7 +9,7 @@ import torch
 from bench import kernels
 from bench.cases import QUICK, Pyramid, Workload
 from bench.kernel_figures import bars as kernel_bars
-from bench.kernel_figures.bars import BARS, LINES, TIME, Bar, seen, with_ratios
+from bench.kernel_figures.bars import BARS, LINES, PROTOTYPE, TIME, Bar, seen, with_ratios
 from bench.kernel_figures.cases import OPERATIONS, WITH_BARS, cases, regions
 from bench.kernel_figures.torchvision_counts import TORCHVISION
 from bench.results import Row, read
@@ -63,6 +63,26 @@ def test_a_bar_holds_only_if_it_holds_at_every_seed() -> None:
     assert seen([ours("roi_align 28x28, forward", **{TIME: 9.0})]) == []
 
 
+@pytest.mark.parametrize(
+    ("case", "time", "holds"),
+    [
+        (CASE, 204.9, True),
+        (CASE, 213.1, True),
+        (CASE, 204.7, False),
+        (CASE, 213.3, False),
+        ("roi_align 14x14, forward", 611, True),
+        ("roi_align 7x7, backward", 611, False),
+        ("roi_align 14x14, backward", 1170.2, True),
+        ("segmented_nms 10 x 2000, forward", 167.4, False),
+    ],
+)
+def test_torchvisions_bounds_are_those_of_the_prototype(case: str, time: float, holds: bool) -> None:
+    rows = [peer(case, seed, **{"time bound, us": time}) for seed in (4, 5)]
+    (line,) = seen([*rows, ours(case, **{"time bound, us": time})])
+    assert (line.seen, line.holds) == (f"{time:,.1f}", holds)
+    assert "within 2%" in line.asked
+
+
 def test_limits_from_above_and_below() -> None:
     assert Bar("", "", "", 0).asked == "none"
     assert Bar("", "", "", 0).holds(0)
@@ -83,6 +103,8 @@ def test_every_bar_is_about_a_case_that_there_is() -> None:
     }
     made.add(("mask_predict_loss, forward and backward", "float32", "contiguous"))
     assert {(bar.case, bar.dtype, bar.layout) for bar in BARS} <= made
+    peers = {f"{case.name.partition(',')[0]}, {direction}" for case in cases() for direction in ("forward", "backward")}
+    assert set(PROTOTYPE) <= peers
 
 
 def test_the_least_bytes_of_roi_align(monkeypatch: pytest.MonkeyPatch) -> None:
