@@ -2,6 +2,12 @@
 
 Registers, spills, shared memory, widths of loads and stores, form of atomics. Launches are those of the operations in
 `bench.verification.operations`, at the sizes of the model's heads, and at larger ones where the code depends on them.
+
+Loads are judged where a kernel's bytes are: rows of channels (`HOT_LOADS`), in channels-last layout, have to be read 16
+bytes at a time by each thread, or less where the threads of a program have less of a row (`hot_bytes`): narrow blocks,
+and gradients of 16 bits, 8 bytes a thread. Loads of the other kernels are shown and not judged, each for a reason in
+`NOT_JUDGED`; nor are those of any kernel in contiguous layout, where what a thread reads of a map are single pixels
+under its samples.
 """
 
 import json
@@ -40,7 +46,7 @@ HERE = Path(__file__).parent
 SOURCES = (Path(__file__), HERE / "compiled", HERE / "virtual_gpu")
 
 # Where most bytes are read as rows of channels, by kernel: the arguments whose loads have to be as wide as `hot_bytes`
-# says in channels-last layout. What the other kernels of RoIAlign's backward read is the same for all channels.
+# says in channels-last layout.
 HOT_LOADS = {
     "_channels_last_kernel": ("features",),
     "_neighbours_kernel": ("features",),
@@ -49,6 +55,23 @@ HOT_LOADS = {
     "_logits_kernel": ("features_ptr",),
     "_class_gradient_kernel": ("features_ptr",),
     "_pool_kernel": ("input_ptr",),
+    "_source_kernel": ("grad_ptr", "source_ptr"),
+}
+# Why the loads of all other kernels are not.
+NOT_JUDGED = {
+    "single pixels under samples, or single columns of a box": (
+        *("_contiguous_kernel", "_loss_kernel", "_paste_kernel", "_edges_kernel", "_keypoint_kernel"),
+    ),
+    "a box is four numbers, 16 bytes in float32 and 8 in 16 bits, read whole or shared by a warp": (
+        *("_decode_kernel", "_best_kernel", "_forced_kernel", "_mask_kernel"),
+    ),
+    "words of 64 boxes, 8 bytes, of rows that lie apart": ("_reduce_kernel",),
+    "a few numbers of each RoI and tile, the same for all channels": (
+        *("_order_kernel", "_window_kernel", "_tile_kernel", "_weights_kernel", "_work_kernel", "_deal_kernel"),
+    ),
+    "a small part of the bytes: sums for a class's weights, once": ("_class_sum_kernel",),
+    "it writes: a number read is a whole row of zeros but for one": ("_gradient_kernel",),
+    "vertices of a part, and edges of a mask, one after another": ("_extent_kernel", "_raster_kernel", "_runs_kernel"),
 }
 
 HEAD = Scene("box head", Pyramid(2, 128, 160, 256), 16, classes=80, mask_side=28, candidates=200)
@@ -205,13 +228,13 @@ def hot_bytes(launch: Launch, config: triton.Config | None, target: GPUTarget) -
     """How many bytes a thread has to load at a time at least, by argument.
 
     That is 16, but where all threads of a program share one row of channels and it is shorter. So it is for narrow
-    blocks, and in the gather of RoIAlign's gradient: a thread keeps eight sums for each of its channels and has four at
-    most, as eight of 16 bits, which would be 16 bytes, spilled.
+    blocks, and in the gathers of gradients: a thread of RoIAlign's keeps eight sums for each of its channels and has
+    four at most, as eight of 16 bits, which would be 16 bytes, spilled; RoIPool's has four, too.
     """
     if not launch.arguments.get("CHANNELS_LAST", True):
         return {}
     widths = dict.fromkeys(HOT_LOADS.get(launch.name, ()), HOT_BYTES)
-    if config is not None and launch.name in ("gather_kernel", "_pool_kernel"):
+    if config is not None and launch.name in ("gather_kernel", "_pool_kernel", "_source_kernel"):
         channels = config.kwargs["BLOCK_C"] // (target.warp_size * config.num_warps)
         for argument in widths:
             size = launch.tensors[launch.kernel.arg_names.index(argument)].element_size()

@@ -12,6 +12,7 @@ from bench import resources
 from bench.__main__ import main
 from bench.compiled.launches import HOPPER, MI300
 from bench.compiled.machine_code import Access, Demand, accesses_of, of_amd
+from bench.verification.operations import OPERATIONS
 from bench.virtual_gpu.ptx import parse
 
 PTX = """
@@ -165,6 +166,16 @@ def test_kernels_with_hot_loads_are_those_that_are_launched() -> None:
     for kernel, arguments in resources.HOT_LOADS.items():
         assert set(arguments) <= set(found[kernel].kernel.arg_names)
         assert set(arguments) == set(resources.hot_bytes(found[kernel], found[kernel].configs[0], HOPPER))
+
+
+@pytest.mark.compiled
+def test_loads_of_every_kernel_are_judged_or_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = [kernel for kernels in resources.NOT_JUDGED.values() for kernel in kernels]
+    assert len(reasons) == len(set(reasons))
+    assert not set(reasons) & set(resources.HOT_LOADS)
+    monkeypatch.setattr(resources, "scenes_of", lambda _: (resources.HEAD, resources.ADAPTIVE))
+    launched = {launch.name for _, launch in resources.launches(tuple(OPERATIONS), ["float32"])}
+    assert launched == {*reasons, *resources.HOT_LOADS}
 
 
 @pytest.mark.compiled
