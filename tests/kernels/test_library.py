@@ -13,6 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 import kernels
+from bench.virtual_gpu import has_compiler
 from kernels import (
     decode_boxes,
     decode_keypoints,
@@ -157,6 +158,32 @@ def test_compiled_selection_feeds_pooling_and_pasting() -> None:
             for plain, traced in zip(function(features, boxes, scores), fast(features, boxes, scores), strict=True):
                 assert torch.equal(plain, traced)
     assert len(graphs) == 1
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler (g++ or clang++)")
+def test_machine_code_of_selection_and_pooling() -> None:
+    """As users compile, by inductor: what it makes around the operations, forward and backward, for any number."""
+
+    def function(features: Tensor, boxes: Tensor, scores: Tensor) -> Tensor:
+        kept = boxes[nms(boxes, scores, 0.5)]
+        rois = torch.cat([torch.zeros_like(kept[:, :1]), kept], dim=1)
+        return roi_align(features.relu(), rois, 4, 0.5) * 2
+
+    generator = torch.Generator().manual_seed(0)
+    torch._dynamo.reset()
+    fast = torch.compile(function, fullgraph=True, dynamic=True)
+    with use("eager"), torch._dynamo.config.patch(error_on_recompile=True):
+        for number in (9, 14):
+            features = torch.randn((1, 3, 10, 12), generator=generator).requires_grad_()
+            corner, size = torch.rand((2, number, 2), generator=generator) * 10
+            boxes, scores = torch.cat([corner, corner + size], dim=1), torch.rand(number, generator=generator)
+            results = []
+            for each in (function, fast):
+                pooled = each(features, boxes, scores)
+                results.append([pooled, *torch.autograd.grad(pooled.square().sum(), features)])
+            for plain, traced in zip(*results, strict=True):
+                assert torch.equal(plain, traced)
 
 
 def test_compiled_selection_of_fixed_size() -> None:
