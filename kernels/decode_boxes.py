@@ -1,12 +1,14 @@
 """Predicted offsets to boxes on the image, with the scores of those to leave out struck."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels.dispatch import implementation_for, run
+from kernels.checks import FLOATS, INTEGERS, check_number, check_tensor, check_values, is_positive
+from kernels.dispatch import implementation_for, run, values_may_be_read
 
 
 def decode_boxes(
@@ -29,11 +31,12 @@ def decode_boxes(
             `offsets.transpose(1, 2)` is not copied.
         anchors: x1, y1, x2, y2 in a shape that broadcasts to that of `offsets`, as [N, 4] or [B, 1, N, 4].
         scores: [B, N] or [B, S, N].
-        image_sizes: height and width of each image [B, 2], integers or floating point.
-        counts: image b has anchors in its first counts[b] places of each segment [B], integers; None for all.
-        weights: what dx, dy, dw and dh were multiplied with; torchvision's 1, 1, 1, 1 or 10, 10, 5, 5.
+        image_sizes: height and width of each image [B, 2], integers or floating point, 0 or more.
+        counts: image b has anchors in its first counts[b] places of each segment [B], integers from 0 to N; None
+            for all.
+        weights: what dx, dy, dw and dh were multiplied with, above 0; torchvision's 1, 1, 1, 1 or 10, 10, 5, 5.
         min_size: boxes with a side shorter than this after clipping are left out.
-        score_threshold: those with a score that is not above this are left out.
+        score_threshold: those with a score that is not above this are left out; any number.
 
     Returns:
         Boxes within the images, contiguous, of the shape of `offsets` in float32 (float64 if offsets or anchors are);
@@ -42,7 +45,7 @@ def decode_boxes(
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
-    _check(offsets, anchors, scores, image_sizes, counts, weights, min_size)
+    _check(offsets, anchors, scores, image_sizes, counts, weights, min_size, score_threshold)
     shape = offsets.shape
     boxes, kept = _decode_boxes(
         _in_segments(offsets.detach()),
@@ -71,37 +74,25 @@ def _check(
     counts: Tensor | None,
     weights: Sequence[float],
     min_size: float,
+    score_threshold: float,
 ) -> None:
-    if offsets.ndim not in (3, 4) or offsets.shape[-1] != 4 or not offsets.is_floating_point():
-        raise ValueError(
-            f"offsets is {tuple(offsets.shape)} in {offsets.dtype}; it must be B x N x 4 or B x S x N x 4 in floating "
-            "point"
-        )
-    shape, images = offsets.shape, offsets.shape[0]
+    check_tensor("offsets", offsets, ("B", "N", 4), ("B", "S", "N", 4))
+    shape, device = offsets.shape, offsets.device
+    check_tensor("anchors", anchors, device=device)
     fits = 2 <= anchors.ndim <= offsets.ndim and anchors.shape[-1] == 4
     fits = fits and all(
         own in (1, wanted) for own, wanted in zip(reversed(anchors.shape), reversed(shape), strict=False)
     )
-    if not fits or not anchors.is_floating_point():
-        raise ValueError(
-            f"anchors is {tuple(anchors.shape)} in {anchors.dtype}; it must broadcast to {tuple(shape)} in floating "
-            "point"
-        )
-    if scores.shape != shape[:-1] or not scores.is_floating_point():
-        raise ValueError(
-            f"scores is {tuple(scores.shape)} in {scores.dtype}; it must be {tuple(shape[:-1])} in floating point"
-        )
-    if image_sizes.shape != (images, 2) or image_sizes.dtype == torch.bool:
-        raise ValueError(f"image_sizes is {tuple(image_sizes.shape)} in {image_sizes.dtype}; it must be {images} x 2")
-    if counts is not None and (counts.shape != (images,) or counts.is_floating_point() or counts.dtype == torch.bool):
-        raise ValueError(f"counts is {tuple(counts.shape)} in {counts.dtype}; it must be {images} integers")
-    if not min_size >= 0:
-        raise ValueError(f"min_size is {min_size}; it must be 0 or more")
-    if len(weights) != 4 or not all(weight > 0 for weight in weights):
-        raise ValueError(f"weights is {tuple(weights)}; it must be 4 numbers above 0")
-    for name, value in {"anchors": anchors, "scores": scores, "image_sizes": image_sizes, "counts": counts}.items():
-        if value is not None and value.device != offsets.device:
-            raise ValueError(f"{name} is on {value.device}; it must be on the offsets' device, {offsets.device}")
+    if not fits:
+        raise ValueError(f"anchors is {tuple(anchors.shape)}; it must broadcast to {tuple(shape)}, with 4 last")
+    check_tensor("scores", scores, shape[:-1], device=device)
+    check_tensor("image_sizes", image_sizes, (shape[0], 2), dtypes=INTEGERS + FLOATS, device=device)
+    if counts is not None:
+        check_tensor("counts", counts, (shape[0],), dtypes=INTEGERS, device=device)
+    if not isinstance(weights, Sequence) or len(weights) != 4 or not all(map(is_positive, weights)):
+        raise ValueError(f"weights is {weights!r}; it must be 4 finite numbers above 0")
+    check_number("min_size", min_size, 0)
+    check_number("score_threshold", score_threshold, -math.inf)
 
 
 @torch.library.custom_op("mrcnn::decode_boxes", mutates_args=())
@@ -116,6 +107,10 @@ def _decode_boxes(
     score_threshold: float,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
+    if values_may_be_read(image_sizes):
+        check_values("image_sizes", image_sizes, 0, math.inf)
+        if counts is not None:
+            check_values("counts", counts, 0, offsets.shape[2])
     arguments = (offsets, anchors, scores, image_sizes, counts, weights, min_size, score_threshold)
     boxes, kept = run(implementation, "decode_boxes", "decode_boxes", offsets.device, *arguments)
     return boxes, kept

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kernels.checks import check_tensor
 from kernels.dispatch import implementation_for, run
 
 
@@ -22,23 +23,10 @@ def decode_keypoints(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: an argument has the wrong shape, dtype or device.
     """
-    _check(heatmaps, boxes)
+    check_tensor("heatmaps", heatmaps, ("K", "N", "H", "W"), filled="H and W")
+    check_tensor("boxes", boxes, (heatmaps.shape[0], 4), device=heatmaps.device)
     result: tuple[Tensor, Tensor] = _decode_keypoints(heatmaps.detach(), boxes.detach(), implementation_for(heatmaps))
     return result
-
-
-def _check(heatmaps: Tensor, boxes: Tensor) -> None:
-    if heatmaps.ndim != 4 or not heatmaps.is_floating_point() or heatmaps.shape[2] < 1 or heatmaps.shape[3] < 1:
-        raise ValueError(
-            f"heatmaps is {tuple(heatmaps.shape)} in {heatmaps.dtype}; it must be K x N x H x W in floating point, "
-            "with a pixel at least"
-        )
-    if boxes.shape != (heatmaps.shape[0], 4) or not boxes.is_floating_point():
-        raise ValueError(
-            f"boxes is {tuple(boxes.shape)} in {boxes.dtype}; it must be {heatmaps.shape[0]} x 4 in floating point"
-        )
-    if boxes.device != heatmaps.device:
-        raise ValueError(f"boxes is on {boxes.device}; it must be on the heatmaps' device, {heatmaps.device}")
 
 
 @torch.library.custom_op("mrcnn::decode_keypoints", mutates_args=())

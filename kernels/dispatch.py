@@ -26,7 +26,7 @@ def use(implementation: Implementation) -> Iterator[None]:
         implementation: "triton" (a GPU, or any tensor under `TRITON_INTERPRET=1`), "eager" or "reference".
 
     Raises:
-        ValueError: `implementation` is none of these.
+        ValueError: `implementation` is none of these; operations raise it if Triton finds no driver to run by.
     """
     if implementation not in get_args(Implementation):
         raise ValueError(f"implementation is {implementation!r}; it must be one of {get_args(Implementation)}")
@@ -67,8 +67,20 @@ def run(implementation: str, stem: str, function: str, device: torch.device, *ar
     """Calls a function of file `stem` in one implementation, which is imported at the first call.
 
     Autocast ends here: an operation computes in the dtypes that it says, whatever it was given.
+
+    Raises:
+        ValueError: Triton is to run where it finds no driver, and is not interpreted.
     """
     room = "gpu" if implementation == "triton" else implementation
     module = import_module(f"kernels.{room}.{stem}")
-    with torch.autocast(device.type, enabled=False):
-        return getattr(module, function)(*arguments)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            return getattr(module, function)(*arguments)
+    except RuntimeError as error:
+        if "0 active drivers" not in str(error):
+            raise
+        # Only the launch knows: tracing launches nothing, and what is launched may be caught, as `bench` does.
+        raise ValueError(
+            f'implementation is "triton"; for tensors on {device} it must be "eager" or "reference", as Triton finds no '
+            "GPU's driver (or set TRITON_INTERPRET=1 before it is imported)"
+        ) from error

@@ -1,12 +1,13 @@
 """Masks of boxes straight to COCO's run-length encoding of the image, without the pasted masks."""
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from kernels.checks import check_number, check_whole
 from kernels.dispatch import implementation_for, run
-from kernels.paste_masks import Rule
+from kernels.paste_masks import Rule, checked
 
 _MOST_PIXELS = 2**31 - 1  # runs are 32-bit integers
 
@@ -24,9 +25,9 @@ def encode_masks(
 
     Args:
         masks: probabilities [N, M, M] or [N, 1, M, M] in float32, float16, bfloat16 or float64.
-        boxes: [N, 4] as x1, y1, x2, y2 in pixels of the image; with a NaN or infinite coordinate the mask is empty.
+        boxes: [N, 4] as x1, y1, x2, y2 in pixels of the image; with a NaN or infinite coordinate nothing is pasted.
         image_size: height and width of the image, which has at most 2^31 - 1 pixels.
-        threshold: a pixel belongs to the mask above it ("centers": from it on).
+        threshold: 0 to 1; see `kernels.paste_masks`.
         rule: how the mask is resized to its box, see `kernels.paste_masks`.
 
     Returns:
@@ -60,7 +61,7 @@ def mask_runs(
         masks: see `encode_masks`, as for the following.
         boxes: [N, 4].
         image_size: height and width of the image.
-        threshold: a pixel belongs to the mask above it ("centers": from it on).
+        threshold: 0 to 1.
         rule: how the mask is resized to its box.
         capacity: most runs kept of a mask; None for 2 x width + 1, enough for any mask that is one piece in each
             column. One with holes can have more.
@@ -72,37 +73,18 @@ def mask_runs(
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
-    if masks.ndim == 4 and masks.shape[1] == 1:
-        masks = masks[:, 0]
+    masks = checked(masks, boxes, image_size, rule)
     height, width = image_size
+    if height * width > _MOST_PIXELS:
+        raise ValueError(f"image_size is {image_size}; it must be at most {_MOST_PIXELS} pixels")
+    check_number("threshold", threshold, 0, 1)
     if capacity is None:
         capacity = 2 * width + 1
-    _check(masks, boxes, height, width, threshold, rule, capacity)
+    check_whole("capacity", capacity, 1)
     result: tuple[Tensor, Tensor] = _mask_runs(
         masks.detach(), boxes.detach(), height, width, threshold, rule, capacity, implementation_for(masks)
     )
     return result
-
-
-def _check(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float, rule: str, capacity: int) -> None:
-    if masks.ndim != 3 or masks.shape[1] != masks.shape[2] or not masks.is_floating_point():
-        raise ValueError(f"masks is {tuple(masks.shape)} in {masks.dtype}; it must be N x M x M in floating point")
-    if boxes.shape != (masks.shape[0], 4) or not boxes.is_floating_point():
-        raise ValueError(
-            f"boxes is {tuple(boxes.shape)} in {boxes.dtype}; it must be {masks.shape[0]} x 4 in floating point"
-        )
-    if boxes.device != masks.device:
-        raise ValueError(f"boxes is on {boxes.device}; it must be on the masks' device, {masks.device}")
-    if height < 1 or width < 1 or height * width > _MOST_PIXELS:
-        raise ValueError(
-            f"image_size is {(height, width)}; height and width must be at least 1, with at most {_MOST_PIXELS} pixels"
-        )
-    if threshold is None or not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; it must be from 0 to 1")
-    if rule not in get_args(Rule):
-        raise ValueError(f"rule is {rule!r}; it must be one of {get_args(Rule)}")
-    if capacity < 1:
-        raise ValueError(f"capacity is {capacity}; it must be at least 1")
 
 
 def _compress(runs: Tensor, counts: Tensor) -> list[bytes]:

@@ -1,10 +1,12 @@
 """The mask loss (Mask R-CNN, section 3): ground truth cropped to each RoI, class channel, binary cross-entropy."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from kernels.checks import INDEX, check_sampling_ratio, check_tensor, check_values
 from kernels.dispatch import implementation_for, run, values_may_be_read
 from kernels.masks import PackedMasks, Polygons, check_masks
 from kernels.memory_format import empty_map
@@ -57,10 +59,11 @@ def mask_loss(
         logits: [K, C, M, M] in float32, float16, bfloat16 or float64.
         labels: which channel each RoI is judged by [K], int64; with C = 1 (class-agnostic) it is channel 0.
         boxes: [K, 4] as x1, y1, x2, y2 in pixels of `gt_masks`.
-        gt_masks: [G, H, W] of 0 and 1, uint8 or bool; or the same with a bit a pixel, see `pack_masks`; or polygons,
-            which count as the masks that pycocotools makes of them. A GPU draws those within their extents only.
+        gt_masks: [G, H, W] of 0 and 1 only, uint8 or bool, H and W at least 1; or the same with a bit a pixel, see
+            `pack_masks`; or polygons, which count as the masks that pycocotools makes of them. A GPU draws those within
+            their extents only.
         gt_index: which mask belongs to each RoI [K], int64.
-        weights: [K]; 0 leaves a RoI out, whatever else it holds. All 1 if None.
+        weights: [K], 0 or more; 0 leaves a RoI out, whatever else it holds. All 1 if None.
         sampling_ratio: see `roi_align`.
 
     Returns:
@@ -97,9 +100,10 @@ def _run(
     sampling_ratio: int,
     counted: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_tensor("logits", logits, ("K", "C", "M", "M"), filled="C and M")
+    check_targets(logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio)
     if weights is None:
         weights = boxes.new_ones(boxes.shape[0], dtype=torch.float32)
-    _check(logits, labels, boxes, gt_masks, gt_index, weights)
     implementation = implementation_for(logits)
     masks, width, extents = sampled_masks(gt_masks, implementation)
     result: tuple[Tensor, Tensor, Tensor] = _mask_loss(
@@ -120,31 +124,35 @@ def sampled_masks(
     return gt_masks, None, None
 
 
-def _check(
-    logits: Tensor,
+def check_targets(
+    rois: Tensor,
     labels: Tensor,
     boxes: Tensor,
     gt_masks: Tensor | PackedMasks | Polygons,
     gt_index: Tensor,
-    weights: Tensor,
+    weights: Tensor | None,
+    sampling_ratio: int,
 ) -> None:
-    if logits.ndim != 4 or logits.shape[2] != logits.shape[3] or not logits.is_floating_point():
-        raise ValueError(
-            f"logits is {tuple(logits.shape)} in {logits.dtype}; it must be K x C x M x M in floating point"
-        )
-    number = logits.shape[0]
-    if boxes.shape != (number, 4) or not boxes.is_floating_point():
-        raise ValueError(f"boxes is {tuple(boxes.shape)} in {boxes.dtype}; it must be {number} x 4 in floating point")
-    for name, value in {"labels": labels, "gt_index": gt_index}.items():
-        if value.shape != (number,) or value.dtype != torch.int64:
-            raise ValueError(f"{name} is {tuple(value.shape)} in {value.dtype}; it must be {number} in int64")
-    if weights.shape != (number,) or not weights.is_floating_point():
-        raise ValueError(f"weights is {tuple(weights.shape)} in {weights.dtype}; it must be {number} in floating point")
-    named = {"labels": labels, "boxes": boxes, "gt_index": gt_index, "weights": weights}
-    for name, value in named.items():
-        if value.device != logits.device:
-            raise ValueError(f"{name} is on {value.device}; it must be on the logits' device, {logits.device}")
-    check_masks(gt_masks, logits.device)
+    """What belongs to each of `rois` [K, ...]."""
+    number, device = rois.shape[0], rois.device
+    check_tensor("labels", labels, (number,), dtypes=INDEX, device=device)
+    check_tensor("boxes", boxes, (number, 4), device=device)
+    check_tensor("gt_index", gt_index, (number,), dtypes=INDEX, device=device)
+    if weights is not None:
+        check_tensor("weights", weights, (number,), device=device)
+    check_masks("gt_masks", gt_masks, device)
+    check_sampling_ratio(sampling_ratio)
+
+
+def check_target_values(labels: Tensor, classes: int, gt_masks: Tensor, gt_index: Tensor, weights: Tensor) -> None:
+    """Only values tell; with one class its label may be anything."""
+    check_values("weights", weights, 0, math.inf)
+    used = weights != 0
+    if classes > 1:
+        check_values("labels", labels, 0, classes - 1, used)
+    check_values("gt_index", gt_index, 0, gt_masks.shape[0] - 1, used)
+    if gt_masks.dtype == torch.uint8 and gt_masks.numel():
+        check_values("gt_masks", gt_masks.max(), 0, 1)
 
 
 @torch.library.custom_op("mrcnn::mask_loss", mutates_args=())
@@ -163,7 +171,7 @@ def _mask_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, its derivative with respect to each RoI's class channel [K, M, M], and the counts [4], or none [0]."""
     if values_may_be_read(labels):
-        _check_values(logits, labels, gt_masks, gt_index, weights)
+        check_target_values(labels, logits.shape[1], gt_masks, gt_index, weights)
     arguments = (logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio, width, extents)
     if counted:
         loss, residual, counts = run(implementation, "mask_loss", "mask_loss_with_counts", logits.device, *arguments)
@@ -171,16 +179,6 @@ def _mask_loss(
         loss, residual = run(implementation, "mask_loss", "mask_loss", logits.device, *arguments)
         counts = logits.new_empty(0, dtype=torch.int64)
     return loss, residual, counts
-
-
-def _check_values(logits: Tensor, labels: Tensor, gt_masks: Tensor, gt_index: Tensor, weights: Tensor) -> None:
-    """Only values tell."""
-    used = weights != 0
-    channels, masks = logits.shape[1], gt_masks.shape[0]
-    for name, value, most in (("labels", labels, channels), ("gt_index", gt_index, masks)):
-        outside = used & ((value < 0) | (value >= most))
-        if outside.any() and not (name == "labels" and channels == 1):
-            raise ValueError(f"{name} holds {value[outside][0].item()}; it must be from 0 to {most - 1}")
 
 
 @_mask_loss.register_fake

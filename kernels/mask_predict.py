@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.checks import INDEX, check_tensor, check_values
 from kernels.dispatch import implementation_for, run, values_may_be_read
-from kernels.mask_loss import MaskCounts, sampled_masks
-from kernels.masks import PackedMasks, Polygons, check_masks
+from kernels.mask_loss import MaskCounts, check_target_values, check_targets, sampled_masks
+from kernels.masks import PackedMasks, Polygons
 
 
 def mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -31,7 +32,8 @@ def mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor)
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
-    _check(features, weight, bias, labels)
+    _check(features, weight, bias)
+    check_tensor("labels", labels, features.shape[:1], dtypes=INDEX, device=features.device)
     labels = _class_of(labels, weight)
     result: Tensor = _mask_predict(_as_stored(features), weight, bias, labels, implementation_for(features))
     return result
@@ -57,7 +59,7 @@ def mask_predict_loss(
         boxes: [K, 4] as x1, y1, x2, y2 in pixels of `gt_masks`.
         gt_masks: see `mask_loss`.
         gt_index: which mask belongs to each RoI [K], int64.
-        weights: [K]; 0 leaves a RoI out, whatever else it holds. All 1 if None.
+        weights: [K], 0 or more; 0 leaves a RoI out, whatever else it holds. All 1 if None.
         sampling_ratio: see `roi_align`.
 
     Returns:
@@ -99,10 +101,10 @@ def _run_loss(
     sampling_ratio: int,
     counted: bool,
 ) -> tuple[Tensor, Tensor]:
+    _check(features, weight, bias)
+    check_targets(features, labels, boxes, gt_masks, gt_index, weights, sampling_ratio)
     if weights is None:
         weights = boxes.new_ones(boxes.shape[0], dtype=torch.float32)
-    _check(features, weight, bias, labels)
-    _check_targets(features, boxes, gt_masks, gt_index, weights)
     implementation = implementation_for(features)
     labels = torch.where(weights != 0, _class_of(labels, weight), -1)
     masks, width, extents = sampled_masks(gt_masks, implementation)
@@ -122,52 +124,12 @@ def _as_stored(features: Tensor) -> Tensor:
     return features.contiguous(memory_format=torch.channels_last)
 
 
-def _check(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> None:
-    shape = features.shape
-    square = len(shape) == 4 and shape[2] == shape[3]
-    blocked = len(shape) == 6 and shape[1] == shape[2] and shape[3:5] == (2, 2)
-    if not (square or blocked) or 0 in shape[1:] or not features.is_floating_point():
-        raise ValueError(
-            f"features is {tuple(shape)} in {features.dtype}; it must be K x C x M x M or K x M/2 x M/2 x 2 x 2 x C in "
-            "floating point, C and M at least 1"
-        )
-    number, channels = shape[0], shape[1] if square else shape[5]
-    if weight.ndim != 2 or weight.shape[1] != channels or weight.shape[0] < 1 or not weight.is_floating_point():
-        raise ValueError(
-            f"weight is {tuple(weight.shape)} in {weight.dtype}; it must be classes x {channels} in floating point"
-        )
-    if bias.shape != weight.shape[:1] or not bias.is_floating_point():
-        raise ValueError(f"bias is {tuple(bias.shape)} in {bias.dtype}; it must be {weight.shape[0]} in floating point")
-    if labels.shape != (number,) or labels.dtype != torch.int64:
-        raise ValueError(f"labels is {tuple(labels.shape)} in {labels.dtype}; it must be {number} in int64")
-    _check_devices(features, {"weight": weight, "bias": bias, "labels": labels})
-
-
-def _check_targets(
-    features: Tensor, boxes: Tensor, gt_masks: Tensor | PackedMasks | Polygons, gt_index: Tensor, weights: Tensor
-) -> None:
-    number = features.shape[0]
-    if boxes.shape != (number, 4) or not boxes.is_floating_point():
-        raise ValueError(f"boxes is {tuple(boxes.shape)} in {boxes.dtype}; it must be {number} x 4 in floating point")
-    if gt_index.shape != (number,) or gt_index.dtype != torch.int64:
-        raise ValueError(f"gt_index is {tuple(gt_index.shape)} in {gt_index.dtype}; it must be {number} in int64")
-    if weights.shape != (number,) or not weights.is_floating_point():
-        raise ValueError(f"weights is {tuple(weights.shape)} in {weights.dtype}; it must be {number} in floating point")
-    _check_devices(features, {"boxes": boxes, "gt_index": gt_index, "weights": weights})
-    check_masks(gt_masks, features.device)
-
-
-def _check_devices(features: Tensor, others: dict[str, Tensor]) -> None:
-    for name, value in others.items():
-        if value.device != features.device:
-            raise ValueError(f"{name} is on {value.device}; it must be on the features' device, {features.device}")
-
-
-def _check_range(name: str, value: Tensor, used: Tensor, most: int) -> None:
-    """Only values tell."""
-    outside = used & ((value < 0) | (value >= most))
-    if outside.any():
-        raise ValueError(f"{name} holds {value[outside][0].item()}; it must be from 0 to {most - 1}")
+def _check(features: Tensor, weight: Tensor, bias: Tensor) -> None:
+    blocks = ("K", "M/2", "M/2", 2, 2, "C")
+    check_tensor("features", features, ("K", "C", "M", "M"), blocks, filled="C, M and M/2")
+    channels = features.shape[1] if features.ndim == 4 else features.shape[5]
+    check_tensor("weight", weight, ("classes", channels), device=features.device, filled="classes")
+    check_tensor("bias", bias, weight.shape[:1], device=features.device)
 
 
 def _side(features: Tensor) -> int:
@@ -178,7 +140,7 @@ def _side(features: Tensor) -> int:
 @torch.library.custom_op("mrcnn::mask_predict", mutates_args=())
 def _mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, implementation: str) -> Tensor:
     if values_may_be_read(labels):
-        _check_range("labels", labels, torch.ones_like(labels, dtype=torch.bool), weight.shape[0])
+        check_values("labels", labels, 0, weight.shape[0] - 1)
     arguments = (features, weight, bias, labels)
     result: Tensor = run(implementation, "mask_predict", "mask_predict", features.device, *arguments)
     return result
@@ -209,8 +171,7 @@ def _mask_predict_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, its derivative by each RoI's logits [K, M, M], and the counts [4], or none [0]."""
     if values_may_be_read(labels):
-        _check_range("labels", labels, weights != 0, weight.shape[0])
-        _check_range("gt_index", gt_index, weights != 0, gt_masks.shape[0])
+        check_target_values(labels, weight.shape[0], gt_masks, gt_index, weights)
     # One channel fits all labels: a RoI whose label is no class is left out by an index that is no mask's.
     index = torch.where((labels >= 0) & (labels < weight.shape[0]), gt_index, -1)
     device = features.device

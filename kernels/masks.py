@@ -1,12 +1,15 @@
 """Ground truth masks in little room: a bit a pixel, or polygons."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from kernels.checks import INDEX, check_tensor, check_whole
+
 WORD = 32  # pixels
+_PIXELS = (torch.uint8, torch.bool)
 
 
 class PackedMasks(NamedTuple):
@@ -46,8 +49,7 @@ def pack_masks(masks: Tensor) -> PackedMasks:
     Raises:
         ValueError: `masks` has the wrong shape or dtype.
     """
-    if masks.ndim != 3 or masks.dtype not in (torch.uint8, torch.bool):
-        raise ValueError(f"masks is {tuple(masks.shape)} in {masks.dtype}; it must be G x H x W in uint8 or bool")
+    check_tensor("masks", masks, ("G", "H", "W"), dtypes=_PIXELS)
     number, height, width = masks.shape
     words = -(-width // WORD)
     if words == 0:
@@ -60,7 +62,14 @@ def pack_masks(masks: Tensor) -> PackedMasks:
 
 
 def unpack_masks(packed: PackedMasks) -> Tensor:
-    """The masks [G, H, W], uint8, that `pack_masks` packed."""
+    """The masks [G, H, W], uint8, that `pack_masks` packed.
+
+    Raises:
+        ValueError: `packed` is no `PackedMasks`, or of the wrong shape, dtype or width.
+    """
+    if not isinstance(packed, PackedMasks):
+        raise ValueError(f"packed is of kind {type(packed).__name__}; it must be PackedMasks")
+    _check_packed("packed", packed, 0)
     return unpacked_words(packed.bits)[..., : packed.width]
 
 
@@ -72,62 +81,66 @@ def unpacked_words(bits: Tensor) -> Tensor:
 
 
 def polygons_from_coco(segmentations: Sequence[Sequence[Sequence[float]]], height: int, width: int) -> Polygons:
-    """COCO's polygons, for each instance a list of parts x1, y1, x2, y2, ..., as tensors on the CPU in float64."""
-    parts = [part for instance in segmentations for part in instance]
-    vertices = torch.tensor([value for part in parts for value in part], dtype=torch.float64).view(-1, 2)
+    """COCO's polygons, for each instance a list of parts x1, y1, x2, y2, ..., as tensors on the CPU in float64.
+
+    Raises:
+        ValueError: an instance is no list of parts, as a run-length encoding, or a part no even number of coordinates.
+    """
+    for name, size in (("height", height), ("width", width)):
+        check_whole(name, size, 0)
+    parts = []
+    for number, instance in enumerate(segmentations):
+        if not isinstance(instance, Sequence):
+            raise ValueError(f"segmentations[{number}] is {instance!r:.80}; it must be a list of polygons")
+        parts += [_part(part, f"segmentations[{number}][{place}]") for place, part in enumerate(instance)]
     return Polygons(
-        vertices,
-        _offsets([len(part) // 2 for part in parts]),
+        torch.cat([torch.zeros((0, 2), dtype=torch.float64), *parts]),
+        _offsets([len(part) for part in parts]),
         _offsets([len(instance) for instance in segmentations]),
         height,
         width,
     )
 
 
+def _part(part: Any, name: str) -> Tensor:
+    """Its vertices [n, 2]."""
+    try:
+        numbers = torch.tensor(part, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.zeros(())
+    if numbers.ndim != 1 or len(numbers) % 2:
+        raise ValueError(f"{name} is {part!r:.80}; it must be x1, y1, x2, y2, ..., an even number of coordinates")
+    return numbers.view(-1, 2)
+
+
 def _offsets(lengths: list[int]) -> Tensor:
     return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
 
 
-def check_masks(masks: Tensor | PackedMasks | Polygons, device: torch.device, name: str = "gt_masks") -> None:
-    """
-    Raises:
-        ValueError: a tensor of `masks` has the wrong shape, dtype or device.
-    """
-    tensors: tuple[Tensor, ...]
+def check_masks(name: str, masks: Tensor | PackedMasks | Polygons, device: torch.device) -> None:
+    """Masks to sample, which have a pixel at least."""
     if isinstance(masks, Polygons):
-        _check_polygons(masks, name)
-        tensors = masks[:3]
+        check_polygons(name, masks, 1, device)
     elif isinstance(masks, PackedMasks):
-        bits, width = masks
-        if bits.ndim != 3 or bits.dtype != torch.int32 or bits.shape[2] != -(-width // WORD):
-            raise ValueError(
-                f"{name}.bits is {tuple(bits.shape)} in {bits.dtype}; it must be G x H x ceil(width / 32) in int32, "
-                f"and the width is {width}"
-            )
-        tensors = (bits,)
+        _check_packed(name, masks, 1, device)
     else:
-        if masks.ndim != 3 or masks.dtype not in (torch.uint8, torch.bool):
-            raise ValueError(
-                f"{name} is {tuple(masks.shape)} in {masks.dtype}; it must be G x H x W in uint8 or bool, or "
-                "PackedMasks, or Polygons"
-            )
-        tensors = (masks,)
-    for tensor in tensors:
-        if tensor.device != device:
-            raise ValueError(f"{name} is on {tensor.device}; it must be on {device}, as the rest")
+        check_tensor(name, masks, ("G", "H", "W"), dtypes=_PIXELS, device=device, filled="H and W")
 
 
-def _check_polygons(polygons: Polygons, name: str) -> None:
+def _check_packed(name: str, packed: PackedMasks, least: int, device: torch.device | None = None) -> None:
+    check_whole(f"{name}.width", packed.width, least)
+    shape = ("G", "H", -(-packed.width // WORD))
+    check_tensor(f"{name}.bits", packed.bits, shape, dtypes=(torch.int32,), device=device, filled="H" if least else "")
+
+
+def check_polygons(name: str, polygons: Polygons, least: int = 0, device: torch.device | None = None) -> None:
+    """Polygons in an image of at least so many rows and columns; on one device if none is given."""
+    if not isinstance(polygons, Polygons):
+        raise ValueError(f"{name} is of kind {type(polygons).__name__}; it must be Polygons")
     vertices = polygons.vertices
-    if vertices.ndim != 2 or vertices.shape[1] != 2 or vertices.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"{name}.vertices is {tuple(vertices.shape)} in {vertices.dtype}; it must be P x 2 in float32 or float64"
-        )
+    check_tensor(f"{name}.vertices", vertices, ("P", 2), dtypes=(torch.float32, torch.float64), device=device)
     for field in ("part_offsets", "instance_offsets"):
-        value = getattr(polygons, field)
-        if value.ndim != 1 or value.shape[0] < 1 or value.dtype != torch.int64:
-            raise ValueError(
-                f"{name}.{field} is {tuple(value.shape)} in {value.dtype}; it must be a vector in int64, its first 0"
-            )
-    if polygons.height < 0 or polygons.width < 0:
-        raise ValueError(f"{name} is for {polygons.height} x {polygons.width} pixels; neither may be negative")
+        offsets = getattr(polygons, field)
+        check_tensor(f"{name}.{field}", offsets, ("n",), dtypes=INDEX, device=vertices.device, filled="n")
+    for field in ("height", "width"):
+        check_whole(f"{name}.{field}", getattr(polygons, field), least)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kernels.checks import INTEGERS, check_tensor, check_values
 from kernels.dispatch import implementation_for, run, values_may_be_read
 
 
@@ -33,34 +34,14 @@ def match_boxes(
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
-    _check(anchors, gt_boxes, gt_counts)
+    check_tensor("anchors", anchors, ("N", 4), ("B", "N", 4))
+    images = anchors.shape[0] if anchors.ndim == 3 else "B"
+    check_tensor("gt_boxes", gt_boxes, (images, "G", 4), device=anchors.device)
+    check_tensor("gt_counts", gt_counts, gt_boxes.shape[:1], dtypes=INTEGERS, device=anchors.device)
     result: tuple[Tensor, Tensor, Tensor] = _match_boxes(
         anchors.detach(), gt_boxes.detach(), gt_counts, with_forced, implementation_for(anchors)
     )
     return result
-
-
-def _check(anchors: Tensor, gt_boxes: Tensor, gt_counts: Tensor) -> None:
-    if gt_boxes.ndim != 3 or gt_boxes.shape[2] != 4 or not gt_boxes.is_floating_point():
-        raise ValueError(
-            f"gt_boxes is {tuple(gt_boxes.shape)} in {gt_boxes.dtype}; it must be B x G x 4 in floating point"
-        )
-    images = gt_boxes.shape[0]
-    shared = anchors.ndim == 2
-    if (
-        not (shared or (anchors.ndim == 3 and anchors.shape[0] == images))
-        or anchors.shape[-1] != 4
-        or not anchors.is_floating_point()
-    ):
-        raise ValueError(
-            f"anchors is {tuple(anchors.shape)} in {anchors.dtype}; it must be N x 4 or {images} x N x 4 in floating "
-            "point"
-        )
-    if gt_counts.shape != (images,) or gt_counts.is_floating_point() or gt_counts.dtype == torch.bool:
-        raise ValueError(f"gt_counts is {tuple(gt_counts.shape)} in {gt_counts.dtype}; it must be {images} integers")
-    for name, value in {"gt_boxes": gt_boxes, "gt_counts": gt_counts}.items():
-        if value.device != anchors.device:
-            raise ValueError(f"{name} is on {value.device}; it must be on the anchors' device, {anchors.device}")
 
 
 @torch.library.custom_op("mrcnn::match_boxes", mutates_args=())
@@ -68,17 +49,10 @@ def _match_boxes(
     anchors: Tensor, gt_boxes: Tensor, gt_counts: Tensor, with_forced: bool, implementation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     if values_may_be_read(gt_counts):
-        _check_counts(gt_counts, gt_boxes.shape[1])
+        check_values("gt_counts", gt_counts, 0, gt_boxes.shape[1])
     arguments = (anchors, gt_boxes, gt_counts, with_forced)
     gt_index, overlap, forced = run(implementation, "match_boxes", "match_boxes", anchors.device, *arguments)
     return gt_index, overlap, forced
-
-
-def _check_counts(gt_counts: Tensor, capacity: int) -> None:
-    """Only values tell."""
-    outside = (gt_counts < 0) | (gt_counts > capacity)
-    if outside.any():
-        raise ValueError(f"gt_counts holds {gt_counts[outside][0].item()}; it must be from 0 to {capacity}")
 
 
 @_match_boxes.register_fake

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.dispatch import implementation_for, run
+from kernels.checks import INTEGERS, check_number, check_tensor, check_values, check_whole
+from kernels.dispatch import implementation_for, run, values_may_be_read
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -26,7 +27,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
-    _check(boxes[None], scores[None], iou_threshold)
+    _check(boxes, scores, iou_threshold, ("N", 4))
     kept: Tensor = _nms(boxes, scores, float(iou_threshold), implementation_for(boxes))
     return kept
 
@@ -48,11 +49,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
-    _check(boxes[None], scores[None], iou_threshold)
-    if idxs.shape != scores.shape or idxs.is_floating_point():
-        raise ValueError(f"idxs is {tuple(idxs.shape)} in {idxs.dtype}; it must be {tuple(scores.shape)} integers")
-    if idxs.device != boxes.device:
-        raise ValueError(f"idxs is on {idxs.device}; it must be on the boxes' device, {boxes.device}")
+    _check(boxes, scores, iou_threshold, ("N", 4))
+    check_tensor("idxs", idxs, scores.shape, dtypes=INTEGERS, device=boxes.device)
     kept: Tensor = _batched_nms(boxes, scores, idxs, float(iou_threshold), implementation_for(boxes))
     return kept
 
@@ -67,7 +65,7 @@ def segmented_nms(
         scores: [S, N]; a box with score -inf or NaN is absent.
         iou_threshold: 0 to 1.
         max_keep: stops in each segment after so many.
-        counts: segment s has boxes only in its first counts[s] places [S]; all N if None.
+        counts: segment s has boxes only in its first counts[s] places [S], any integers from 0 to N; all N if None.
 
     Returns:
         Indices into N of the kept boxes [S, max_keep], int64, by descending score, with -1 in the places left over, and
@@ -76,31 +74,20 @@ def segmented_nms(
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
-    _check(boxes, scores, iou_threshold)
-    if max_keep < 0:
-        raise ValueError(f"max_keep is {max_keep}; it must not be negative")
-    if counts is not None and (counts.shape != scores.shape[:1] or counts.is_floating_point()):
-        raise ValueError(f"counts is {tuple(counts.shape)} in {counts.dtype}; it must be {scores.shape[0]} integers")
-    if counts is not None and counts.device != boxes.device:
-        raise ValueError(f"counts is on {counts.device}; it must be on the boxes' device, {boxes.device}")
+    _check(boxes, scores, iou_threshold, ("S", "N", 4))
+    check_whole("max_keep", max_keep, 0)
+    if counts is not None:
+        check_tensor("counts", counts, boxes.shape[:1], dtypes=INTEGERS, device=boxes.device)
     result: tuple[Tensor, Tensor] = _segmented_nms(
         boxes, scores, float(iou_threshold), max_keep, counts, implementation_for(boxes)
     )
     return result
 
 
-def _check(boxes: Tensor, scores: Tensor, iou_threshold: float) -> None:
-    """The leading dimension is the segment's."""
-    if boxes.ndim != 3 or boxes.shape[2] != 4 or not boxes.is_floating_point():
-        raise ValueError(f"boxes ends in {tuple(boxes.shape[1:])} in {boxes.dtype}; it must be N x 4 in floating point")
-    if scores.shape != boxes.shape[:2] or not scores.is_floating_point():
-        raise ValueError(
-            f"scores ends in {tuple(scores.shape[1:])} in {scores.dtype}; it must be {boxes.shape[1]} in floating point"
-        )
-    if scores.device != boxes.device:
-        raise ValueError(f"scores is on {scores.device}; it must be on the boxes' device, {boxes.device}")
-    if not 0 <= iou_threshold <= 1:
-        raise ValueError(f"iou_threshold is {iou_threshold}; it must be from 0 to 1")
+def _check(boxes: Tensor, scores: Tensor, iou_threshold: float, shape: tuple[int | str, ...]) -> None:
+    check_tensor("boxes", boxes, shape)
+    check_tensor("scores", scores, boxes.shape[:-1], device=boxes.device)
+    check_number("iou_threshold", iou_threshold, 0, 1)
 
 
 @torch.library.custom_op("mrcnn::segmented_nms", mutates_args=())
@@ -112,6 +99,8 @@ def _segmented_nms(
     counts: Tensor | None,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
+    if counts is not None and values_may_be_read(counts):
+        check_values("counts", counts, 0, boxes.shape[1])
     arguments = (boxes, scores, iou_threshold, max_keep, counts, False)
     keep, kept_counts = run(implementation, "nms", "segmented_nms", boxes.device, *arguments)
     return keep, kept_counts

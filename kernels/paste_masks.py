@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from kernels.checks import check_number, check_size, check_tensor
 from kernels.dispatch import implementation_for, run
 
 Rule = Literal["torchvision", "centers"]
@@ -23,7 +24,8 @@ def paste_masks(
         masks: probabilities [N, M, M] or [N, 1, M, M] in float32, float16, bfloat16 or float64.
         boxes: [N, 4] as x1, y1, x2, y2 in pixels of the image; with a NaN or infinite coordinate nothing is pasted.
         image_size: height and width of the image.
-        threshold: a pixel belongs to the mask above it ("centers": from it on); None gives the probabilities.
+        threshold: 0 to 1; a pixel belongs to the mask above it ("centers": from it on, so from 0 on every pixel of the
+            image does, wherever a mask is pasted and if none is); None gives the probabilities.
         rule: "torchvision" pads the mask, rounds the box to whole pixels and resizes; "centers" samples the mask at
             the centre of each pixel, as Detectron2.
 
@@ -33,29 +35,22 @@ def paste_masks(
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
-    if masks.ndim == 4 and masks.shape[1] == 1:
-        masks = masks[:, 0]
+    masks = checked(masks, boxes, image_size, rule)
+    if threshold is not None:
+        check_number("threshold", threshold, 0, 1)
     height, width = image_size
-    _check(masks, boxes, height, width, threshold, rule)
     result: Tensor = _paste_masks(masks, boxes, height, width, threshold, rule, implementation_for(masks))
     return result
 
 
-def _check(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float | None, rule: str) -> None:
-    if masks.ndim != 3 or masks.shape[1] != masks.shape[2] or not masks.is_floating_point():
-        raise ValueError(f"masks is {tuple(masks.shape)} in {masks.dtype}; it must be N x M x M in floating point")
-    if boxes.shape != (masks.shape[0], 4) or not boxes.is_floating_point():
-        raise ValueError(
-            f"boxes is {tuple(boxes.shape)} in {boxes.dtype}; it must be {masks.shape[0]} x 4 in floating point"
-        )
-    if boxes.device != masks.device:
-        raise ValueError(f"boxes is on {boxes.device}; it must be on the masks' device, {masks.device}")
-    if height < 1 or width < 1:
-        raise ValueError(f"image_size is {(height, width)}; height and width must be at least 1")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; it must be from 0 to 1, or None")
+def checked(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], rule: str) -> Tensor:
+    """What every function that pastes asks of these; the masks as [N, M, M]."""
+    check_tensor("masks", masks, ("N", "M", "M"), ("N", 1, "M", "M"), filled="M")
+    check_tensor("boxes", boxes, (masks.shape[0], 4), device=masks.device)
+    check_size("image_size", image_size)
     if rule not in get_args(Rule):
         raise ValueError(f"rule is {rule!r}; it must be one of {get_args(Rule)}")
+    return masks if masks.ndim == 3 else masks[:, 0]
 
 
 @torch.library.custom_op("mrcnn::paste_masks", mutates_args=())

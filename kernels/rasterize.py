@@ -5,8 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.checks import check_values
 from kernels.dispatch import implementation_for, run, values_may_be_read
-from kernels.masks import WORD, PackedMasks, Polygons, check_masks
+from kernels.masks import WORD, PackedMasks, Polygons, check_polygons
+
+_FARTHEST = 50e6  # vertices: fifths of a pixel are counted in 32 bits
 
 
 def rasterize_polygons(polygons: Polygons) -> PackedMasks:
@@ -21,7 +24,7 @@ def rasterize_polygons(polygons: Polygons) -> PackedMasks:
     Raises:
         ValueError: `polygons` holds something of the wrong shape, dtype, device or range.
     """
-    check_masks(polygons, polygons.vertices.device, "polygons")
+    check_polygons("polygons", polygons)
     bits, _ = rasterized(polygons, True, implementation_for(polygons.vertices))
     return PackedMasks(bits, polygons.width)
 
@@ -49,15 +52,16 @@ def _rasterize(
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
     if values_may_be_read(vertices):
-        _check_values(part_offsets, "part_offsets", vertices.shape[0])
-        _check_values(instance_offsets, "instance_offsets", part_offsets.shape[0] - 1)
+        check_values("polygons.vertices", vertices, -_FARTHEST, _FARTHEST)
+        _check_offsets(part_offsets, "part_offsets", vertices.shape[0])
+        _check_offsets(instance_offsets, "instance_offsets", part_offsets.shape[0] - 1)
     arguments = (vertices, part_offsets, instance_offsets, height, width, whole)
     bits, extents = run(implementation, "rasterize", "rasterize", vertices.device, *arguments)
     return bits, extents
 
 
-def _check_values(offsets: Tensor, name: str, last: int) -> None:
-    """Only values tell; a CPU can be asked without a wait."""
+def _check_offsets(offsets: Tensor, name: str, last: int) -> None:
+    """Only values tell."""
     if offsets[0] != 0 or offsets[-1] != last or bool((offsets.diff() < 0).any()):
         raise ValueError(f"polygons.{name} is {offsets.tolist()}; it must rise from 0 to {last}")
 

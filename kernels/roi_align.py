@@ -8,6 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.checks import (
+    check_positive,
+    check_sampling_ratio,
+    check_size,
+    check_tensor,
+    check_values,
+    check_whole,
+    is_whole,
+)
 from kernels.dispatch import implementation_for, run, values_may_be_read
 from kernels.memory_format import empty_map
 
@@ -31,7 +40,8 @@ def roi_align(
         boxes: [K, 5] rows of image index, x1, y1, x2, y2, or one [K_i, 4] an image, in pixels of the image.
         output_size: pooled height and width, or one number for both.
         spatial_scale: feature pixels per image pixel.
-        sampling_ratio: samples a bin along each axis; 0 or less takes as many as there are pixels, rounded up.
+        sampling_ratio: samples a bin along each axis, at most 128; 0 or less takes as many as there are pixels,
+            rounded up.
         aligned: shifts the boxes by half a pixel, which aligns pixel centres; boxes are then not made at least 1 wide.
 
     Returns:
@@ -40,6 +50,8 @@ def roi_align(
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
+    check_tensor("input", input, ("N", "C", "H", "W"), filled="H and W")
+    check_positive("spatial_scale", spatial_scale)
     return _pool([input], boxes, output_size, [spatial_scale], sampling_ratio, aligned, 224.0, 4)
 
 
@@ -75,6 +87,9 @@ def multiscale_roi_align(
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
+    _check_pyramid(features, spatial_scales)
+    check_positive("canonical_scale", canonical_scale)
+    check_whole("canonical_level", canonical_level)
     return _pool(
         list(features),
         boxes,
@@ -87,14 +102,6 @@ def multiscale_roi_align(
     )
 
 
-def boxes_to_rois(boxes: Tensor | Sequence[Tensor]) -> Tensor:
-    """One [K_i, 4] tensor an image as rows [K, 5] of image index, x1, y1, x2, y2; rows pass unchanged."""
-    if isinstance(boxes, Tensor):
-        return boxes
-    index = [box.new_full((box.shape[0], 1), image) for image, box in enumerate(boxes)]
-    return torch.cat([torch.cat(index), torch.cat(list(boxes))], dim=1)
-
-
 def _pool(
     features: list[Tensor],
     boxes: Tensor | Sequence[Tensor],
@@ -105,10 +112,9 @@ def _pool(
     canonical_scale: float,
     canonical_level: int,
 ) -> Tensor:
-    size = [output_size, output_size] if isinstance(output_size, int) else list(output_size)
-    _check(features, boxes, size, spatial_scales)
-    rois = boxes_to_rois(boxes)
-    rois = rois.to(torch.promote_types(features[0].dtype, torch.float32))
+    size = checked_size(output_size)
+    check_sampling_ratio(sampling_ratio)
+    rois = checked_rois(boxes, features[0])
     channels_last = not features[0].is_contiguous()
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     features = [feature.contiguous(memory_format=memory_format) for feature in features]
@@ -126,39 +132,46 @@ def _pool(
     return result
 
 
-def _check(
-    features: list[Tensor], boxes: Tensor | Sequence[Tensor], size: list[int], spatial_scales: list[float]
-) -> None:
-    if not features or len(features) != len(spatial_scales):
-        raise ValueError(
-            f"there are {len(features)} features and {len(spatial_scales)} spatial_scales; give one for each"
-        )
+def _check_pyramid(features: Sequence[Tensor], spatial_scales: Sequence[float]) -> None:
+    if not isinstance(features, Sequence) or not features:
+        raise ValueError(f"features is of kind {type(features).__name__}; it must be a list of one tensor or more")
     first = features[0]
-    for feature in features:
-        if feature.ndim != 4 or feature.shape[:2] != first.shape[:2] or 0 in feature.shape[1:]:
-            raise ValueError(
-                f"a feature map is {tuple(feature.shape)}; it must be N x C x H x W, N and C the same for all"
-            )
-        if feature.dtype != first.dtype or not feature.is_floating_point():
-            raise ValueError(f"a feature map is {feature.dtype}; all must have one floating-point dtype")
-        if feature.device != first.device:
-            raise ValueError(f"feature maps are on {feature.device} and {first.device}; they must be on one device")
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"output_size is {size}; it must be one or two numbers of at least 1")
-    if not all(scale > 0 for scale in spatial_scales):
-        raise ValueError(f"spatial_scale is {min(spatial_scales)}; it must be above 0")
+    check_tensor("features[0]", first, ("N", "C", "H", "W"), filled="H and W")
+    shape, dtypes = (*first.shape[:2], "H", "W"), (first.dtype,)
+    for level, feature in enumerate(features):
+        check_tensor(f"features[{level}]", feature, shape, dtypes=dtypes, device=first.device, filled="H and W")
+    if not isinstance(spatial_scales, Sequence) or len(spatial_scales) != len(features):
+        raise ValueError(f"spatial_scales is {spatial_scales!r}; it must be {len(features)} numbers, one a level")
+    for level, scale in enumerate(spatial_scales):
+        check_positive(f"spatial_scales[{level}]", scale)
     if len(features) > 1 and (
         math.log2(spatial_scales[0]) % 1 or any(coarse * 2 != fine for fine, coarse in pairwise(spatial_scales))
     ):
         raise ValueError(f"spatial_scales is {spatial_scales}; it must be powers of two, each half of the one before")
-    if not isinstance(boxes, Tensor) and len(boxes) != first.shape[0]:
-        raise ValueError(f"boxes is a list of {len(boxes)} tensors; it must be one for each of {first.shape[0]} images")
-    columns = 5 if isinstance(boxes, Tensor) else 4
-    for box in [boxes] if isinstance(boxes, Tensor) else boxes:
-        if box.ndim != 2 or box.shape[1] != columns or not box.is_floating_point():
-            raise ValueError(f"boxes is {tuple(box.shape)} in {box.dtype}; it must be K x {columns} in floating point")
-        if box.device != first.device:
-            raise ValueError(f"boxes is on {box.device}; it must be on the features' device, {first.device}")
+
+
+def checked_size(output_size: int | Sequence[int]) -> list[int]:
+    """Height and width."""
+    size: Any = [output_size, output_size] if is_whole(output_size) else output_size
+    check_size("output_size", size)
+    return list(size)
+
+
+def checked_rois(boxes: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
+    """Rows [K, 5] of image index, x1, y1, x2, y2, in the precision of box geometry; or from one [K_i, 4] an image."""
+    dtype, device = torch.promote_types(features.dtype, torch.float32), features.device
+    if isinstance(boxes, Tensor) or not isinstance(boxes, Sequence):
+        check_tensor("boxes", boxes, ("K", 5), device=device)
+        return boxes.to(dtype)
+    if len(boxes) != features.shape[0]:
+        raise ValueError(f"boxes is a list of {len(boxes)}; it must be a list of {features.shape[0]}, one an image")
+    if not boxes:
+        return features.new_empty((0, 5), dtype=dtype)
+    for image, box in enumerate(boxes):
+        check_tensor(f"boxes[{image}]", box, ("K", 4), device=device)
+    # Half precision has no place for the index of an image.
+    index = [box.new_full((box.shape[0], 1), image, dtype=dtype) for image, box in enumerate(boxes)]
+    return torch.cat([torch.cat(index), torch.cat(list(boxes)).to(dtype)], dim=1)
 
 
 @torch.library.custom_op("mrcnn::roi_align", mutates_args=())
@@ -175,6 +188,9 @@ def _roi_align(
 ) -> Tensor:
     if rois.numel() and values_may_be_read(rois):
         check_image_index(rois, features[0].shape[0])
+    if features[0].numel() == 0:  # no image or no channel
+        shape = (rois.shape[0], features[0].shape[1], output_size[0], output_size[1])
+        return empty_map(features[0], shape, False).zero_()
     result: Tensor = run(
         implementation,
         "roi_align",
@@ -195,9 +211,7 @@ def _roi_align(
 def check_image_index(rois: Tensor, images: int) -> None:
     """Only values tell. NaN boxes are allowed, they give zeros."""
     index = rois[:, 0]
-    outside = (index < 0) | (index >= images)
-    if outside.any():
-        raise ValueError(f"boxes names image {index[outside][0].item():g}; there are {images} images, counted from 0")
+    check_values("boxes[:, 0]", index, 0, images - 1, ~index.isnan())
 
 
 @_roi_align.register_fake
@@ -226,6 +240,8 @@ def _roi_align_backward(
     canonical_level: int,
     implementation: str,
 ) -> list[Tensor]:
+    if 0 in feature_sizes:  # no image or no channel
+        return [empty_map(grad, shape, channels_last) for shape in _shapes(feature_sizes)]
     grads: list[Tensor] = run(
         implementation,
         "roi_align",

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.checks import check_positive, check_tensor
 from kernels.dispatch import implementation_for, run, values_may_be_read
 from kernels.memory_format import empty_map
-from kernels.roi_align import boxes_to_rois, check_image_index
+from kernels.roi_align import check_image_index, checked_rois, checked_size
 
 
 def roi_pool(
@@ -34,31 +35,14 @@ def roi_pool(
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
-    size = [output_size, output_size] if isinstance(output_size, int) else list(output_size)
-    _check(input, boxes, size, spatial_scale)
-    rois = boxes_to_rois(boxes).detach().to(torch.promote_types(input.dtype, torch.float32))
+    check_tensor("input", input, ("N", "C", "H", "W"), filled="H and W")
+    check_positive("spatial_scale", spatial_scale)
+    size, rois = checked_size(output_size), checked_rois(boxes, input).detach()
     if not input.is_contiguous():
         input = input.contiguous(memory_format=torch.channels_last)
     pooled, _ = _roi_pool(input, rois, size, float(spatial_scale), implementation_for(input))
     result: Tensor = pooled
     return result
-
-
-def _check(input: Tensor, boxes: Tensor | Sequence[Tensor], size: list[int], spatial_scale: float) -> None:
-    if input.ndim != 4 or 0 in input.shape[1:] or not input.is_floating_point():
-        raise ValueError(f"input is {tuple(input.shape)} in {input.dtype}; it must be N x C x H x W in floating point")
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"output_size is {size}; it must be one or two numbers of at least 1")
-    if not spatial_scale > 0:
-        raise ValueError(f"spatial_scale is {spatial_scale}; it must be above 0")
-    if not isinstance(boxes, Tensor) and len(boxes) != input.shape[0]:
-        raise ValueError(f"boxes is a list of {len(boxes)} tensors; it must be one for each of {input.shape[0]} images")
-    columns = 5 if isinstance(boxes, Tensor) else 4
-    for box in [boxes] if isinstance(boxes, Tensor) else boxes:
-        if box.ndim != 2 or box.shape[1] != columns or not box.is_floating_point():
-            raise ValueError(f"boxes is {tuple(box.shape)} in {box.dtype}; it must be K x {columns} in floating point")
-        if box.device != input.device:
-            raise ValueError(f"boxes is on {box.device}; it must be on the input's device, {input.device}")
 
 
 @torch.library.custom_op("mrcnn::roi_pool", mutates_args=())
@@ -68,6 +52,9 @@ def _roi_pool(
     """Pooled features, and where on the map each is from [K, C, *output_size]: y * W + x in int32, -1 for nowhere."""
     if rois.numel() and values_may_be_read(rois):
         check_image_index(rois, input.shape[0])
+    if input.numel() == 0:  # no image or no channel
+        shape = (rois.shape[0], input.shape[1], output_size[0], output_size[1])
+        return empty_map(input, shape, False).zero_(), empty_map(input, shape, False, torch.int32).fill_(-1)
     arguments = (input, rois, (output_size[0], output_size[1]), spatial_scale)
     pooled, source = run(implementation, "roi_pool", "roi_pool", input.device, *arguments)
     return pooled, source
@@ -93,6 +80,8 @@ def _roi_pool_backward(
     implementation: str,
 ) -> Tensor:
     images, channels, height, width = input_size
+    if 0 in input_size:  # no image or no channel
+        return empty_map(grad, input_size, channels_last)
     arguments = (grad, source, rois, (images, channels, height, width), channels_last, spatial_scale)
     result: Tensor = run(implementation, "roi_pool", "roi_pool_backward", grad.device, *arguments)
     return result

@@ -71,8 +71,8 @@ def test_compiles_whole() -> None:
     [
         (PackedMasks(torch.zeros(3, 25, 2), 33), "gt_masks.bits is .* torch.float32"),
         (PackedMasks(torch.zeros(3, 25, 1, dtype=torch.int32), 33), r"gt_masks.bits is \(3, 25, 1\)"),
-        (PackedMasks(torch.zeros(3, 25, 2, dtype=torch.int32, device="meta"), 33), "gt_masks is on meta"),
-        (polygons_from_coco([[]], 25, -1), "gt_masks is for 25 x -1 pixels"),
+        (PackedMasks(torch.zeros(3, 25, 2, dtype=torch.int32, device="meta"), 33), "gt_masks.bits is on meta"),
+        (polygons_from_coco([[]], 25, 33)._replace(width=-1), "gt_masks.width is -1"),
     ],
 )
 def test_wrong_masks(gt_masks: Any, message: str) -> None:

@@ -213,7 +213,7 @@ def test_gradcheck(implementation: Implementation, form: str) -> None:
         ({"boxes": torch.zeros(7, 5)}, r"boxes is \(7, 5\)"),
         ({"gt_masks": torch.zeros(3, 25, 33)}, "gt_masks is .* torch.float32"),
         ({"gt_masks": PackedMasks(torch.zeros(3, 25, 1, dtype=torch.int32), 33)}, r"gt_masks.bits is \(3, 25, 1\)"),
-        ({"gt_masks": polygons_from_coco([[]], 25, -1)}, "gt_masks is for 25 x -1 pixels"),
+        ({"gt_masks": polygons_from_coco([[]], 25, 33)._replace(width=-1)}, "gt_masks.width is -1"),
         ({"gt_masks": torch.zeros(3, 25, 33, dtype=torch.uint8, device="meta")}, "gt_masks is on meta"),
         ({"gt_index": torch.zeros(6, dtype=torch.int64)}, r"gt_index is \(6,\)"),
         ({"gt_index": torch.full((7,), 3)}, "gt_index holds 3; it must be from 0 to 2"),

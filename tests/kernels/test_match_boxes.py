@@ -181,8 +181,8 @@ def test_no_gradient() -> None:
     ("changed", "message"),
     [
         ({"anchors": torch.zeros(5, 5)}, r"anchors is \(5, 5\)"),
-        ({"anchors": torch.zeros(3, 5, 4)}, r"anchors is \(3, 5, 4\) .* must be N x 4 or 2 x N x 4"),
-        ({"anchors": torch.zeros(4)}, r"anchors is \(4,\)"),
+        ({"anchors": torch.zeros(3, 5, 4)}, r"gt_boxes is \(2, 3, 4\) .* must be 3 x G x 4"),
+        ({"anchors": torch.zeros(4)}, r"anchors is \(4,\) .* must be N x 4 or B x N x 4"),
         ({"anchors": torch.zeros(5, 4, dtype=torch.int64)}, "anchors is .* torch.int64"),
         ({"gt_boxes": torch.zeros(3, 4)}, r"gt_boxes is \(3, 4\)"),
         ({"gt_boxes": torch.zeros(2, 3, 4, dtype=torch.int32)}, "gt_boxes is .* torch.int32"),

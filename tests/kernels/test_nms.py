@@ -221,9 +221,9 @@ def test_inputs_of_any_strides(implementation: Implementation) -> None:
 @pytest.mark.parametrize(
     ("function", "changed", "message"),
     [
-        (nms, {"boxes": torch.zeros(3, 5)}, r"boxes ends in \(3, 5\)"),
+        (nms, {"boxes": torch.zeros(3, 5)}, r"boxes is \(3, 5\)"),
         (nms, {"boxes": torch.zeros(3, 4, dtype=torch.int32)}, "boxes .* torch.int32"),
-        (nms, {"scores": torch.zeros(2)}, r"scores ends in \(2,\)"),
+        (nms, {"scores": torch.zeros(2)}, r"scores is \(2,\)"),
         (nms, {"scores": torch.zeros(3, dtype=torch.int64)}, "scores .* torch.int64"),
         (nms, {"scores": torch.zeros(3, device="meta")}, "scores is on meta"),
         (nms, {"iou_threshold": 1.5}, "iou_threshold is 1.5"),

@@ -60,8 +60,8 @@ def test_nothing_to_draw(implementation: Implementation) -> None:
         ({"part_offsets": torch.zeros(2)}, "polygons.part_offsets is .* torch.float32"),
         ({"part_offsets": torch.tensor([0, 4])}, r"polygons.part_offsets is \[0, 4\]; it must rise from 0 to 3"),
         ({"instance_offsets": torch.tensor([0, 2, 1])}, r"polygons.instance_offsets is \[0, 2, 1\]"),
-        ({"instance_offsets": torch.tensor([0, 1], device="meta")}, "polygons is on meta"),
-        ({"height": -1}, "neither may be negative"),
+        ({"instance_offsets": torch.tensor([0, 1], device="meta")}, "polygons.instance_offsets is on meta"),
+        ({"height": -1}, "polygons.height is -1; it must be a whole number of at least 0"),
     ],
 )
 def test_wrong_arguments(changed: dict[str, object], message: str) -> None:
