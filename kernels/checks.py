@@ -36,8 +36,9 @@ def check_tensor(
         kind = value.layout if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name} is of kind {kind}; it must be a dense tensor")
     shape = value.shape
-    if value.dtype not in dtypes or not any([_fits(shape, wanted, filled) for wanted in shapes] or [True]):
-        wishes = " or ".join(" x ".join(map(str, wanted)) for wanted in shapes)
+    fits = not shapes or any(_fits(shape, wanted, filled) for wanted in shapes)
+    if value.dtype not in dtypes or not fits:
+        wishes = " or ".join(" x ".join(map(str, wanted)) for wanted in shapes) or "of any shape"
         kinds = " or ".join(map(str, dtypes)).replace("torch.", "")
         least = f", {filled} at least 1" if filled else ""
         raise ValueError(f"{name} is {tuple(shape)} in {value.dtype}; it must be {wishes} in {kinds}{least}")

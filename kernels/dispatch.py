@@ -81,6 +81,6 @@ def run(implementation: str, stem: str, function: str, device: torch.device, *ar
             raise
         # Only the launch knows: tracing launches nothing, and what is launched may be caught, as `bench` does.
         raise ValueError(
-            f'implementation is "triton"; for tensors on {device} it must be "eager" or "reference", as Triton finds no '
-            "GPU's driver (or set TRITON_INTERPRET=1 before it is imported)"
+            f'implementation is "triton"; on {device} it must be "eager" or "reference", as Triton finds no driver, '
+            "unless it is imported under TRITON_INTERPRET=1"
         ) from error

@@ -154,3 +154,10 @@ def test_the_rooms_hold_the_same_functions() -> None:
         for name in functions:
             eager, reference = (inspect.signature(getattr(room, name)) for room in rooms)
             assert eager == reference
+
+
+@pytest.mark.compiled
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton finds a driver")
+def test_triton_without_a_gpu() -> None:
+    with use("triton"), pytest.raises(ValueError, match=r'^implementation is "triton"; on cpu it must be'):
+        pool()

@@ -170,8 +170,8 @@ def test_gradcheck(implementation: Implementation) -> None:
         ({"spatial_scales": [0.25, 0.0625]}, "spatial_scales is .* each half of the one before"),
         ({"spatial_scales": [0.125, 0.25]}, "spatial_scales is .* each half of the one before"),
         ({"spatial_scales": [0.3, 0.15]}, "spatial_scales is .* powers of two"),
-        ({"features": [torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 4, 4)]}, r"features\[1\] is \(1, 2, 4, 4\) .* must be 1 x 3 x H x W"),
-        ({"features": [torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 4, 4).double()]}, r"features\[1\] is .* torch.float64; it must be .* in float32"),
+        ({"features": [torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 4, 4)]}, r"features\[1\] is \(1, 2, 4, 4\)"),
+        ({"features": [torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 4, 4).double()]}, r"features\[1\] .* torch.float64"),
         ({"features": [torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 4, 4, device="meta")]}, r"features\[1\] is on meta"),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import roi_align, use
+from kernels import multiscale_roi_align, roi_align, roi_pool, use
 from kernels.dispatch import Implementation
 from kernels.reference.roi_align import roi_align as reference_roi_align
 from kernels.reference.roi_align import roi_align_backward as reference_roi_align_backward
@@ -232,6 +232,33 @@ def test_the_gradient_is_the_same_bits_at_each_run() -> None:
     rois = rois.repeat(20, 1)
     grad = torch.randn((80, 5, 3, 2), generator=torch.Generator().manual_seed(2))
     assert torch.equal(ours(features, rois, grad, "eager")[1], ours(features, rois, grad, "eager")[1])
+
+
+@pytest.mark.parametrize("pool", [roi_align, roi_pool, lambda x, *rest: multiscale_roi_align([x], *rest, [1.0])])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_no_images_and_no_channels(implementation: Implementation, pool: Any) -> None:
+    rois = torch.tensor([[0.0, 1, 1, 3, 3]] * 3)
+    with use(implementation):
+        for shape, boxes, number in (((0, 3, 4, 5), [], 0), ((0, 3, 4, 5), rois[:0], 0), ((2, 0, 4, 5), rois, 3)):
+            features = torch.zeros(shape, requires_grad=True)
+            pooled = pool(features, boxes, (2, 3))
+            assert pooled.shape == (number, shape[1], 2, 3)
+            pooled.sum().backward()
+            assert features.grad is not None
+            assert features.grad.shape == shape
+
+
+@pytest.mark.parametrize("pool", [roi_align, roi_pool])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_images_that_half_precision_does_not_count_to(pool: Any, dtype: torch.dtype) -> None:
+    """2049 is no number in float16, nor 257 in bfloat16."""
+    values = torch.arange(2050.0)
+    boxes = [torch.zeros(0, 4, dtype=dtype)] * 2050
+    for image in (257, 2049):
+        boxes[image] = torch.tensor([[0.0, 0, 4, 4]], dtype=dtype)
+    with use("eager"):
+        pooled = pool(values.view(-1, 1, 1, 1).expand(-1, 1, 4, 4), boxes, 1)
+    assert pooled.flatten().tolist() == [257, 2049]
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
