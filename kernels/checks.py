@@ -32,12 +32,13 @@ def check_tensor(
         device: None for any.
         filled: names the letters of sizes that must be at least 1, as "H and W".
     """
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
+    if not isinstance(value, Tensor) or value.layout is not torch.strided:
         kind = value.layout if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name} is of kind {kind}; it must be a dense tensor")
-    shape = value.shape
-    fits = not shapes or any(_fits(shape, wanted, filled) for wanted in shapes)
-    if value.dtype not in dtypes or not fits:
+    shape, fits = value.shape, len(shapes) == 0
+    for wanted in shapes:
+        fits = fits or shape == wanted or _fits(shape, wanted, filled)
+    if not fits or value.dtype not in dtypes:
         wishes = " or ".join(" x ".join(map(str, wanted)) for wanted in shapes) or "of any shape"
         kinds = " or ".join(map(str, dtypes)).replace("torch.", "")
         least = f", {filled} at least 1" if filled else ""
@@ -52,7 +53,7 @@ def _fits(shape: Sequence[int], wanted: tuple[int | str, ...], filled: str) -> b
     sizes: dict[str, int] = {}
     for size, want in zip(shape, wanted, strict=True):
         if isinstance(want, str):
-            if want in filled and size < 1:
+            if size < 1 and want in filled:
                 return False
             want = sizes.setdefault(want, size)
         if size != want:

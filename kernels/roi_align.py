@@ -15,6 +15,7 @@ from kernels.checks import (
     check_tensor,
     check_values,
     check_whole,
+    is_positive,
     is_whole,
 )
 from kernels.dispatch import implementation_for, run, values_may_be_read
@@ -135,16 +136,21 @@ def _pool(
 def _check_pyramid(features: Sequence[Tensor], spatial_scales: Sequence[float]) -> None:
     if not isinstance(features, Sequence) or not features:
         raise ValueError(f"features is of kind {type(features).__name__}; it must be a list of one tensor or more")
-    first = features[0]
+    first, *others = features
     check_tensor("features[0]", first, ("N", "C", "H", "W"), filled="H and W")
-    shape, dtypes = (*first.shape[:2], "H", "W"), (first.dtype,)
-    for level, feature in enumerate(features):
+    for level, feature in enumerate(others, 1):
+        shape, dtypes = (*first.shape[:2], "H", "W"), (first.dtype,)
         check_tensor(f"features[{level}]", feature, shape, dtypes=dtypes, device=first.device, filled="H and W")
-    if not isinstance(spatial_scales, Sequence) or len(spatial_scales) != len(features):
-        raise ValueError(f"spatial_scales is {spatial_scales!r}; it must be {len(features)} numbers, one a level")
-    for level, scale in enumerate(spatial_scales):
-        check_positive(f"spatial_scales[{level}]", scale)
-    if len(features) > 1 and (
+    levels = len(features)
+    if (
+        not isinstance(spatial_scales, Sequence)
+        or len(spatial_scales) != levels
+        or not all(map(is_positive, spatial_scales))
+    ):
+        raise ValueError(
+            f"spatial_scales is {spatial_scales!r}; it must be {levels} finite numbers above 0, one a level"
+        )
+    if others and (
         math.log2(spatial_scales[0]) % 1 or any(coarse * 2 != fine for fine, coarse in pairwise(spatial_scales))
     ):
         raise ValueError(f"spatial_scales is {spatial_scales}; it must be powers of two, each half of the one before")

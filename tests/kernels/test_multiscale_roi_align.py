@@ -166,7 +166,7 @@ def test_gradcheck(implementation: Implementation) -> None:
     ("changed", "message"),
     [
         ({"features": []}, "features is .* must be a list of one"),
-        ({"spatial_scales": [0.25]}, r"spatial_scales is \[0.25\]; it must be 2 numbers"),
+        ({"spatial_scales": [0.25]}, r"spatial_scales is \[0.25\]; it must be 2 finite numbers"),
         ({"spatial_scales": [0.25, 0.0625]}, "spatial_scales is .* each half of the one before"),
         ({"spatial_scales": [0.125, 0.25]}, "spatial_scales is .* each half of the one before"),
         ({"spatial_scales": [0.3, 0.15]}, "spatial_scales is .* powers of two"),
