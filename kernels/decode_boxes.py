@@ -107,7 +107,7 @@ def _decode_boxes(
     score_threshold: float,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    if values_may_be_read(image_sizes):
+    if values_may_be_read(image_sizes, implementation):
         check_values("image_sizes", image_sizes, 0, math.inf)
         if counts is not None:
             check_values("counts", counts, 0, offsets.shape[2])

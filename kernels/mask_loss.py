@@ -170,7 +170,7 @@ def _mask_loss(
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, its derivative with respect to each RoI's class channel [K, M, M], and the counts [4], or none [0]."""
-    if values_may_be_read(labels):
+    if values_may_be_read(labels, implementation):
         check_target_values(labels, logits.shape[1], gt_masks, gt_index, weights)
     arguments = (logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio, width, extents)
     if counted:

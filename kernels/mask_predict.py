@@ -139,7 +139,7 @@ def _side(features: Tensor) -> int:
 
 @torch.library.custom_op("mrcnn::mask_predict", mutates_args=())
 def _mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, implementation: str) -> Tensor:
-    if values_may_be_read(labels):
+    if values_may_be_read(labels, implementation):
         check_values("labels", labels, 0, weight.shape[0] - 1)
     arguments = (features, weight, bias, labels)
     result: Tensor = run(implementation, "mask_predict", "mask_predict", features.device, *arguments)
@@ -170,7 +170,7 @@ def _mask_predict_loss(
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, its derivative by each RoI's logits [K, M, M], and the counts [4], or none [0]."""
-    if values_may_be_read(labels):
+    if values_may_be_read(labels, implementation):
         check_target_values(labels, weight.shape[0], gt_masks, gt_index, weights)
     # One channel fits all labels: a RoI whose label is no class is left out by an index that is no mask's.
     index = torch.where((labels >= 0) & (labels < weight.shape[0]), gt_index, -1)

@@ -48,7 +48,7 @@ def match_boxes(
 def _match_boxes(
     anchors: Tensor, gt_boxes: Tensor, gt_counts: Tensor, with_forced: bool, implementation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if values_may_be_read(gt_counts):
+    if values_may_be_read(gt_counts, implementation):
         check_values("gt_counts", gt_counts, 0, gt_boxes.shape[1])
     arguments = (anchors, gt_boxes, gt_counts, with_forced)
     gt_index, overlap, forced = run(implementation, "match_boxes", "match_boxes", anchors.device, *arguments)

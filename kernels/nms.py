@@ -99,7 +99,7 @@ def _segmented_nms(
     counts: Tensor | None,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    if counts is not None and values_may_be_read(counts):
+    if counts is not None and values_may_be_read(counts, implementation):
         check_values("counts", counts, 0, boxes.shape[1])
     arguments = (boxes, scores, iou_threshold, max_keep, counts, False)
     keep, kept_counts = run(implementation, "nms", "segmented_nms", boxes.device, *arguments)

@@ -18,8 +18,8 @@ def rasterize_polygons(polygons: Polygons) -> PackedMasks:
     On a GPU without a wait for it, and with a unit for float64, in which pycocotools' rule is defined.
 
     Args:
-        polygons: see `Polygons`. A part of fewer than three vertices has no inside. On a GPU offsets are not asked
-            for their values; those out of range are moved into it.
+        polygons: see `Polygons`. A part of fewer than three vertices has no inside. On a GPU values are not asked for;
+            offsets and vertices out of range are moved into it.
 
     Raises:
         ValueError: `polygons` holds something of the wrong shape, dtype, device or range.
@@ -51,7 +51,7 @@ def _rasterize(
     whole: bool,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    if values_may_be_read(vertices):
+    if values_may_be_read(vertices, implementation):
         check_values("polygons.vertices", vertices, -_FARTHEST, _FARTHEST)
         _check_offsets(part_offsets, "part_offsets", vertices.shape[0])
         _check_offsets(instance_offsets, "instance_offsets", part_offsets.shape[0] - 1)

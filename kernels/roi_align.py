@@ -192,7 +192,7 @@ def _roi_align(
     canonical_level: int,
     implementation: str,
 ) -> Tensor:
-    if rois.numel() and values_may_be_read(rois):
+    if rois.numel() and values_may_be_read(rois, implementation):
         check_image_index(rois, features[0].shape[0])
     if features[0].numel() == 0:  # no image or no channel
         shape = (rois.shape[0], features[0].shape[1], output_size[0], output_size[1])

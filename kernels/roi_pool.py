@@ -50,7 +50,7 @@ def _roi_pool(
     input: Tensor, rois: Tensor, output_size: Sequence[int], spatial_scale: float, implementation: str
 ) -> tuple[Tensor, Tensor]:
     """Pooled features, and where on the map each is from [K, C, *output_size]: y * W + x in int32, -1 for nowhere."""
-    if rois.numel() and values_may_be_read(rois):
+    if rois.numel() and values_may_be_read(rois, implementation):
         check_image_index(rois, input.shape[0])
     if input.numel() == 0:  # no image or no channel
         shape = (rois.shape[0], input.shape[1], output_size[0], output_size[1])

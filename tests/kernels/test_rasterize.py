@@ -66,5 +66,5 @@ def test_nothing_to_draw(implementation: Implementation) -> None:
 )
 def test_wrong_arguments(changed: dict[str, object], message: str) -> None:
     polygons = polygons_from_coco([[[0.0, 0, 5, 0, 5, 5]]], 9, 9)
-    with pytest.raises(ValueError, match=message):
+    with use("eager"), pytest.raises(ValueError, match=message):
         rasterize_polygons(polygons._replace(**changed))  # type: ignore[arg-type]

@@ -143,7 +143,7 @@ def test_on_a_cpu_values_are_looked_at(name: str, implementation: dispatch.Imple
 ON_A_GPU: Any = SimpleNamespace(device=torch.device("cuda"), is_cuda=True)
 
 
-def look_if(monkeypatch: pytest.MonkeyPatch, decides: Callable[[Tensor], bool]) -> None:
+def look_if(monkeypatch: pytest.MonkeyPatch, decides: Callable[..., bool]) -> None:
     for module in (
         "roi_align",
         "roi_pool",
@@ -178,7 +178,7 @@ def test_on_a_gpu_values_are_looked_at_if_asked_for(
     function, _, bad, argument = CASES[name]
     monkeypatch.setenv("MRCNN_CHECK_VALUES", "1" if asked else "0")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    look_if(monkeypatch, lambda _: values_may_be_read(ON_A_GPU))
+    look_if(monkeypatch, lambda _, implementation: values_may_be_read(ON_A_GPU, implementation))
     with use("triton"):
         if asked:
             with pytest.raises(ValueError, match=argument):
@@ -194,8 +194,14 @@ def test_nothing_is_looked_at_while_a_graph_is_captured(monkeypatch: pytest.Monk
     monkeypatch.setenv("MRCNN_CHECK_VALUES", "1")
     for capturing in (True, False):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
-        assert values_may_be_read(ON_A_GPU) != capturing
-    assert values_may_be_read(torch.zeros(1))
+        assert values_may_be_read(ON_A_GPU, "triton") != capturing
+    assert values_may_be_read(torch.zeros(1), "eager")
+
+
+def test_kernels_on_a_cpu_are_treated_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for asked in ("0", "1"):
+        monkeypatch.setenv("MRCNN_CHECK_VALUES", asked)
+        assert values_may_be_read(torch.zeros(1), "triton") == (asked == "1")
 
 
 @pytest.mark.interpreter
@@ -203,7 +209,7 @@ def test_nothing_is_looked_at_while_a_graph_is_captured(monkeypatch: pytest.Monk
 def test_kernels_do_no_harm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody looks: a RoI of no image, mask or class gives and gets nothing."""
     function, good, bad, _ = CASES[name]
-    look_if(monkeypatch, lambda _: False)
+    look_if(monkeypatch, lambda *_: False)
     well = function(good)
     for value in bad:
         seen = function(value)
