@@ -63,7 +63,7 @@ NOT_JUDGED = {
         *("_contiguous_kernel", "_loss_kernel", "_paste_kernel", "_edges_kernel", "_keypoint_kernel"),
     ),
     "a box is four numbers, 16 bytes in float32 and 8 in 16 bits, read whole or shared by a warp": (
-        *("_decode_kernel", "_best_kernel", "_forced_kernel", "_mask_kernel"),
+        *("_decode_kernel", "_best_kernel", "_forced_kernel", "_mask_kernel", "_at_once_kernel"),
     ),
     "words of 64 boxes, 8 bytes, of rows that lie apart": ("_reduce_kernel",),
     "a few numbers of each RoI and tile, the same for all channels": (
@@ -77,9 +77,9 @@ NOT_JUDGED = {
 HEAD = Scene("box head", Pyramid(2, 128, 160, 256), 16, classes=80, mask_side=28, candidates=200)
 ADAPTIVE = replace(HEAD, name="adaptive", sampling_ratio=-1, aligned=True)
 SCENES = (HEAD, replace(HEAD, name="mask head", pooled=(14, 14)), ADAPTIVE)
-# Sizes that some kernels' code depends on, up to the largest that one expects: a list of boxes before it is split into
-# segments, and masks of twice the side.
-LONG_LISTS = tuple(replace(HEAD, name=f"{number:,} boxes", candidates=number) for number in (6_000, 20_000))
+# Sizes that some kernels' code depends on, up to the largest that one expects: a few boxes of one class, a list of all
+# before it is split into segments, and masks of twice the side.
+LISTS = tuple(replace(HEAD, name=f"{number:,} boxes", candidates=number) for number in (50, 100, 6_000, 20_000))
 LARGE_MASKS = tuple(replace(scene, name=f"{scene.name}, 56 x 56", mask_side=56) for scene in (HEAD, ADAPTIVE))
 
 
@@ -202,7 +202,7 @@ def launches(operations: Sequence[str], dtypes: Sequence[str]) -> Iterator[tuple
 def scenes_of(operation: str) -> tuple[Scene, ...]:
     """The sizes of the model's heads, and what else an operation is compiled for."""
     if operation.endswith("nms"):
-        return SCENES + LONG_LISTS
+        return SCENES + LISTS
     return SCENES + LARGE_MASKS if operation.startswith("mask_loss") else SCENES
 
 

@@ -14,6 +14,7 @@ import torch
 from bench import cpu_operations
 from bench.kernel_figures import times as kernel_times
 from bench.kernel_figures.cases import OPERATIONS, Case, both, cases
+from bench.kernel_figures.checks import check
 from bench.kernels import CPU_PAIRS
 
 NAMES = (

@@ -106,8 +106,9 @@ def _run(
         weights = boxes.new_ones(boxes.shape[0], dtype=torch.float32)
     implementation = implementation_for(logits)
     masks, width, extents = sampled_masks(gt_masks, implementation)
+    targets = labels, boxes.detach(), masks, gt_index, weights.detach()
     result: tuple[Tensor, Tensor, Tensor] = _mask_loss(
-        logits, labels, boxes, masks, gt_index, weights, sampling_ratio, width, extents, counted, implementation
+        logits, *targets, sampling_ratio, width, extents, counted, implementation
     )
     return result
 
@@ -236,7 +237,21 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
     grad = _mask_loss_backward(
         grad_loss, residual, labels, ctx.num_channels, ctx.dtype, ctx.channels_last, ctx.implementation
     )
+    if torch.is_grad_enabled():  # with create_graph: what depends on the logits is saved as a constant
+        grad = _DifferentiableOnce.apply(grad.requires_grad_())
     return (grad, *[None] * 10)
+
+
+class _DifferentiableOnce(torch.autograd.Function):
+    """Unchanged, but a second derivative is refused instead of being 0."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Tensor:
+        raise RuntimeError("mask_loss is differentiable once: its gradient was asked for a gradient")
 
 
 _mask_loss.register_autograd(_backward, setup_context=_setup_context)

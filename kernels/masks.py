@@ -56,8 +56,8 @@ def pack_masks(masks: Tensor) -> PackedMasks:
         return PackedMasks(masks.new_zeros((number, height, 0), dtype=torch.int32), width)
     whole = masks.new_zeros((number, height, words * WORD), dtype=torch.uint8)
     whole[..., :width] = masks != 0
-    value = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=masks.device)
-    parts = (whole.view(number, height, words * WORD // 8, 8) * value).sum(dim=3, dtype=torch.uint8)
+    value = 2 ** torch.arange(8, device=masks.device)  # made there: a copy from the host would wait
+    parts = (whole.view(number, height, words * WORD // 8, 8) * value.to(torch.uint8)).sum(dim=3, dtype=torch.uint8)
     return PackedMasks(parts.view(torch.int32), width)
 
 

@@ -115,7 +115,7 @@ def _pool(
 ) -> Tensor:
     size = checked_size(output_size)
     check_sampling_ratio(sampling_ratio)
-    rois = checked_rois(boxes, features[0])
+    rois = checked_rois(boxes, features[0]).detach()
     channels_last = not features[0].is_contiguous()
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     features = [feature.contiguous(memory_format=memory_format) for feature in features]

@@ -37,6 +37,8 @@ def roi_pool(
     """
     check_tensor("input", input, ("N", "C", "H", "W"), filled="H and W")
     check_positive("spatial_scale", spatial_scale)
+    if input.shape[2] * input.shape[3] >= 2**31:  # the place of a maximum is remembered in 32 bits
+        raise ValueError(f"input is {tuple(input.shape)}; its maps must have fewer than 2^31 pixels")
     size, rois = checked_size(output_size), checked_rois(boxes, input).detach()
     if not input.is_contiguous():
         input = input.contiguous(memory_format=torch.channels_last)

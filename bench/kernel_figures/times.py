@@ -103,8 +103,8 @@ class Provider:
 
     Attributes:
         active: a context in which `function` is called.
-        check: its results are right, or this raises WrongResult; of a form of torchvision's that differs by design, such
-            as in the order of ties, it is nothing.
+        check: its results are right, or this raises WrongResult; does nothing for a form of torchvision's that differs
+            by design, as in the order of ties.
     """
 
     name: str

@@ -21,9 +21,15 @@ from kernels.memory_format import empty_map
 
 
 def prune_cell_rows(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Programs that have no more rows of cells than there are; those with the fewest if all have."""
-    fitting = [config for config in configs if config.kwargs["CELL_ROWS"] <= arguments["SIZE"]]
-    return fitting or [min(configs, key=lambda config: config.kwargs["CELL_ROWS"])]
+    """Programs that have no more rows of cells than there are; those with the fewest if all have.
+
+    A warp for 32 cells of a row: as many in each of these configurations, as it decides the order of a row's sum.
+    """
+    numbers = {config.num_warps for config in configs}
+    warps = max((each for each in numbers if 32 * each <= arguments["CELLS"]), default=min(numbers))
+    able = [config for config in configs if config.num_warps == warps]
+    fitting = [config for config in able if config.kwargs["CELL_ROWS"] <= arguments["SIZE"]]
+    return fitting or [min(able, key=lambda config: config.kwargs["CELL_ROWS"])]
 
 
 def prune_block(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
@@ -34,7 +40,7 @@ def prune_block(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) 
 
 
 @tuning.tuned(
-    configs=[triton.Config({"CELL_ROWS": rows}, num_warps=1) for rows in (2, 1, 4, 8)],
+    configs=[triton.Config({"CELL_ROWS": rows}, num_warps=warps) for rows in (2, 1, 4, 8) for warps in (1, 2, 4)],
     key=["SIZE", "RATIO", "BOUNDED", "COUNTED", "rois_bucket"],
     prune=prune_cell_rows,
 )

@@ -265,6 +265,20 @@ def test_gradcheck(implementation: Implementation, memory_format: torch.memory_f
         assert torch.autograd.gradcheck(lambda x: mask_loss(x, *rest), case.logits.requires_grad_())
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_second_derivative_is_refused(implementation: Implementation) -> None:
+    """And not 0, which a penalty on the gradient would not notice."""
+    case = make(torch.float32, 2)
+    logits = case.logits.requires_grad_()
+    with use(implementation):
+        loss = mask_loss(logits, case.labels, case.boxes, case.gt_masks, case.gt_index)
+        (grad,) = torch.autograd.grad(loss, logits, create_graph=True)
+        (plain,) = torch.autograd.grad(mask_loss(logits, case.labels, case.boxes, case.gt_masks, case.gt_index), logits)
+        assert torch.equal(grad, plain)
+        with pytest.raises(RuntimeError, match="mask_loss is differentiable once"):
+            (grad**2).sum().backward()
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

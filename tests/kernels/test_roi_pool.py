@@ -114,6 +114,10 @@ def test_features_in_neither_format_are_taken_as_channels_last() -> None:
         ({"input": torch.zeros(5, 11, 14)}, r"input is \(5, 11, 14\)"),
         ({"input": torch.zeros(2, 5, 0, 14)}, r"input is \(2, 5, 0, 14\)"),
         ({"input": torch.zeros(2, 5, 11, 14, dtype=torch.uint8)}, "input is .* torch.uint8"),
+        (
+            {"input": torch.zeros(()).expand(2, 5, 2**16, 2**15)},
+            r"input is \(2, 5, 65536, 32768\); .* fewer than 2\^31",
+        ),
         ({"boxes": torch.zeros(3, 4)}, r"boxes is \(3, 4\) .* must be K x 5"),
         ({"boxes": [torch.zeros(3, 4)]}, "boxes is a list of 1; it must be a list of 2"),
         ({"boxes": [torch.zeros(3, 4), torch.zeros(3, 5)]}, r"boxes\[1\] is \(3, 5\) .* must be K x 4"),

@@ -76,8 +76,8 @@ def mask_targets() -> tuple[Tensor, Tensor, Tensor]:
     return some_boxes(4, 40), masks, torch.tensor([1, 0, 0, 1])
 
 
-def mask_loss(dtype: torch.dtype, ratio: int, memory_format: torch.memory_format) -> list[Tensor]:
-    logits = leaf(some(4, 6, 28, 28), dtype, memory_format)
+def mask_loss(dtype: torch.dtype, ratio: int, memory_format: torch.memory_format, size: int = 28) -> list[Tensor]:
+    logits = leaf(some(4, 6, size, size), dtype, memory_format)
     labels = torch.tensor([5, 0, 3, 3])
     loss = kernels.mask_loss(logits, labels, *mask_targets(), sampling_ratio=ratio)
     return [loss.detach(), *torch.autograd.grad(loss, logits)]
@@ -151,6 +151,8 @@ CASES: dict[str, Callable[[], list[Tensor]]] = {
     "segmented_nms, at once, few boxes": lambda: segmented_nms(50),
     "mask_loss": lambda: mask_loss(torch.float32, 2, FIRST),
     "mask_loss, adaptive, channels last, bfloat16": lambda: mask_loss(torch.bfloat16, -1, LAST),
+    "mask_loss, 56 x 56": lambda: mask_loss(torch.float32, 2, FIRST, 56),
+    "mask_loss, 112 x 112": lambda: mask_loss(torch.float32, 2, FIRST, 112),
     "mask_predict, blocks": lambda: mask_predict("blocks"),
     "mask_predict, channels last": lambda: mask_predict("last"),
     "mask_predict, contiguous": lambda: mask_predict("first"),
