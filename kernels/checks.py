@@ -53,7 +53,7 @@ def _fits(shape: Sequence[int], wanted: tuple[int | str, ...], filled: str) -> b
     sizes: dict[str, int] = {}
     for size, want in zip(shape, wanted, strict=True):
         if isinstance(want, str):
-            if size < 1 and want in filled:
+            if want in filled and size < 1:  # in this order: a trace may not know the size
                 return False
             want = sizes.setdefault(want, size)
         if size != want:

@@ -84,7 +84,9 @@ def _check(
         own in (1, wanted) for own, wanted in zip(reversed(anchors.shape), reversed(shape), strict=False)
     )
     if not fits:
-        raise ValueError(f"anchors is {tuple(anchors.shape)}; it must broadcast to {tuple(shape)}, with 4 last")
+        raise ValueError(
+            f"anchors is {tuple(anchors.shape)} in {anchors.dtype}; it must broadcast to {tuple(shape)}, 4 last"
+        )
     check_tensor("scores", scores, shape[:-1], device=device)
     check_tensor("image_sizes", image_sizes, (shape[0], 2), dtypes=INTEGERS + FLOATS, device=device)
     if counts is not None:
