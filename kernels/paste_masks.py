@@ -18,7 +18,7 @@ def paste_masks(
     threshold: float | None = 0.5,
     rule: Rule = "torchvision",
 ) -> Tensor:
-    """Resizes each mask to its box and pastes it into an image of zeros. There is no gradient.
+    """Resizes each mask to its box and pastes it into an image of zeros. Asked for a gradient it raises.
 
     Args:
         masks: probabilities [N, M, M] or [N, 1, M, M] in float32, float16, bfloat16 or float64.
@@ -39,9 +39,7 @@ def paste_masks(
     if threshold is not None:
         check_number("threshold", threshold, 0, 1)
     height, width = image_size
-    result: Tensor = _paste_masks(
-        masks.detach(), boxes.detach(), height, width, threshold, rule, implementation_for(masks)
-    )
+    result: Tensor = _paste_masks(masks, boxes, height, width, threshold, rule, implementation_for(masks))
     return result
 
 

@@ -9,6 +9,9 @@ A column keeps its largest value and the first row that has it; only at the end 
 equal values wins, row after row. The weights are those of PyTorch's bicubic resizing; sums are in its order.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -51,24 +54,31 @@ def _along_x(
 ):
     """Row y of the heatmap, or the nearest that there is, interpolated at the columns of the box [BLOCK]."""
     row = heatmap + tl.minimum(tl.maximum(y, 0), HEIGHT - 1) * (WIDTH * step)
-    a = tl.load(row + columns[0], mask=inside, other=0.0).to(dtype)
-    b = tl.load(row + columns[1], mask=inside, other=0.0).to(dtype)
-    c = tl.load(row + columns[2], mask=inside, other=0.0).to(dtype)
-    d = tl.load(row + columns[3], mask=inside, other=0.0).to(dtype)
+    a = tl.load(row + columns[0] * step, mask=inside, other=0.0).to(dtype)
+    b = tl.load(row + columns[1] * step, mask=inside, other=0.0).to(dtype)
+    c = tl.load(row + columns[2] * step, mask=inside, other=0.0).to(dtype)
+    d = tl.load(row + columns[3] * step, mask=inside, other=0.0).to(dtype)
     return a * weights[0] + b * weights[1] + c * weights[2] + d * weights[3]
 
 
 @triton.jit
-def _column(x, step, WIDTH: tl.constexpr):
-    return tl.minimum(tl.maximum(x, 0), WIDTH - 1) * step
+def _column(x, WIDTH: tl.constexpr):
+    return tl.minimum(tl.maximum(x, 0), WIDTH - 1)
+
+
+def prune_columns(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
+    """Where channels are neighbours, and addresses take more registers, one column a thread; else more than one."""
+    last = arguments["CHANNELS_LAST"]
+    return [each for each in configs if (each.kwargs["BLOCK"] <= tuning.threads(each, arguments)) == last] or [*configs]
 
 
 @tuning.tuned(
     configs=[
         triton.Config({"BLOCK": block}, num_warps=warps)
-        for block, warps in [(128, 2), (256, 4), (128, 1), (64, 1), (512, 4)]
+        for block, warps in [(128, 2), (256, 4), (128, 1), (64, 1), (512, 4), (128, 4), (64, 2)]
     ],
     key=["HEIGHT", "WIDTH", "CHANNELS_LAST", "heatmaps_bucket"],
+    prune=prune_columns,
 )
 @triton.jit(do_not_specialize=["keypoints", "heatmaps_bucket"])
 def _keypoint_kernel(
@@ -115,10 +125,10 @@ def _keypoint_kernel(
         at = (place_x // x_double).to(tl.int32) - 1
         weights = _weights((place_x % x_double).to(dtype) * x_unit)
         taps = (
-            _column(at - 1, step, WIDTH),
-            _column(at, step, WIDTH),
-            _column(at + 1, step, WIDTH),
-            _column(at + 2, step, WIDTH),
+            _column(at - 1, WIDTH),
+            _column(at, WIDTH),
+            _column(at + 1, WIDTH),
+            _column(at + 2, WIDTH),
         )
         current = (HEIGHT + rows) // y_double - 1
         rest = (HEIGHT + rows) % y_double

@@ -121,8 +121,9 @@ def decode_boxes(counts: Tensor | None) -> list[Tensor]:
     return list(kernels.decode_boxes(some(2, 2, 300, 4), some_boxes(300, 60), scores, sizes, counts, weights, 1.0, 0.1))
 
 
-def decode_keypoints() -> list[Tensor]:
-    return list(kernels.decode_keypoints(some(2, 2, 14, 14), torch.tensor([[3.2, 1.1, 140.7, 30.3], [2, 5, 41, 50]])))
+def decode_keypoints(memory_format: torch.memory_format) -> list[Tensor]:
+    heatmaps = some(2, 2, 14, 14).contiguous(memory_format=memory_format)
+    return list(kernels.decode_keypoints(heatmaps, torch.tensor([[3.2, 1.1, 140.7, 30.3], [2, 5, 41, 50]])))
 
 
 def match_boxes() -> list[Tensor]:
@@ -164,7 +165,8 @@ CASES: dict[str, Callable[[], list[Tensor]]] = {
     "mask_loss of polygons, with counts": mask_loss_of_polygons,
     "decode_boxes": lambda: decode_boxes(None),
     "decode_boxes, counted": lambda: decode_boxes(torch.tensor([300, 70])),
-    "decode_keypoints": decode_keypoints,
+    "decode_keypoints": lambda: decode_keypoints(FIRST),
+    "decode_keypoints, channels last": lambda: decode_keypoints(LAST),
     "match_boxes": match_boxes,
 }
 
