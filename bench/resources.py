@@ -79,7 +79,7 @@ ADAPTIVE = replace(HEAD, name="adaptive", sampling_ratio=-1, aligned=True)
 SCENES = (HEAD, replace(HEAD, name="mask head", pooled=(14, 14)), ADAPTIVE)
 # Sizes that some kernels' code depends on, up to the largest that one expects: a few boxes of one class, a list of all
 # before it is split into segments, and masks of twice the side.
-LISTS = tuple(replace(HEAD, name=f"{number:,} boxes", candidates=number) for number in (50, 100, 6_000, 20_000))
+LISTS = tuple(replace(HEAD, name=f"{number:,} boxes", candidates=number) for number in (50, 100, 1_000, 6_000, 20_000))
 LARGE_MASKS = tuple(replace(scene, name=f"{scene.name}, 56 x 56", mask_side=56) for scene in (HEAD, ADAPTIVE))
 
 

@@ -81,13 +81,13 @@ def segmented_nms(
 
 
 def match_boxes(anchors: Tensor, gt_boxes: Tensor, gt_counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """From `torchvision.ops.box_iou`."""
+    """From `torchvision.ops.box_iou`, 0 where that is not a number."""
     shape = (len(gt_boxes), len(anchors))
     index, forced = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool)
     best = torch.full(shape, -1.0, dtype=anchors.dtype)
     for image, count in enumerate(gt_counts.tolist()):
         if count and len(anchors):
-            overlap = torchvision.ops.box_iou(gt_boxes[image, :count], anchors)
+            overlap = torchvision.ops.box_iou(gt_boxes[image, :count], anchors).nan_to_num(0.0)
             best[image], index[image] = overlap.max(dim=0)
             of_truth = overlap.max(dim=1, keepdim=True).values
             forced[image] = ((overlap == of_truth) & (of_truth > 0)).any(dim=0)

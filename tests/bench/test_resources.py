@@ -173,7 +173,7 @@ def test_loads_of_every_kernel_are_judged_or_there_is_a_reason(monkeypatch: pyte
     reasons = [kernel for kernels in resources.NOT_JUDGED.values() for kernel in kernels]
     assert len(reasons) == len(set(reasons))
     assert not set(reasons) & set(resources.HOT_LOADS)
-    monkeypatch.setattr(resources, "scenes_of", lambda _: (resources.HEAD, resources.ADAPTIVE))
+    monkeypatch.setattr(resources, "scenes_of", lambda _: (resources.HEAD, resources.ADAPTIVE, resources.LISTS[2]))
     launched = {launch.name for _, launch in resources.launches(tuple(OPERATIONS), ["float32"])}
     assert launched == {*reasons, *resources.HOT_LOADS}
 
@@ -208,7 +208,8 @@ def test_long_lists_and_large_masks_are_compiled() -> None:
     """Where code depends on the size: a launch of each, or nobody would see what spills there."""
     found = list(resources.launches(("segmented_nms", "mask_loss:packed"), ["float32"]))
     lists = {launch.arguments["num_boxes"] for _, launch in found if launch.name == "_reduce_kernel"}
-    assert lists == {200, 6_000, 20_000}
+    assert lists == {1_000, 6_000, 20_000}
+    assert {launch.arguments["BOXES"] for _, launch in found if launch.name == "_at_once_kernel"} == {64, 128, 256}
     losses = [launch.arguments for _, launch in found if launch.name == "_loss_kernel"]
     assert {(each["SIZE"], each["RATIO"]) for each in losses} == {(28, 2), (28, 0), (56, 2), (56, 0)}
 
@@ -216,7 +217,7 @@ def test_long_lists_and_large_masks_are_compiled() -> None:
 @pytest.mark.compiled
 def test_rows_without_a_problem_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MRCNN_VIRTUAL_GPU_CACHE", str(tmp_path))
-    monkeypatch.setattr(resources, "scenes_of", lambda _: resources.SCENES[:1])
+    monkeypatch.setattr(resources, "scenes_of", lambda _: resources.LISTS[2:3])
     pick = resources.Arguments(("nms",), ("_mask_kernel",), ("float32",), ("sm_90", "gfx942"))
     made, again = list(resources.compiled(pick)), list(resources.compiled(pick))
     assert {row.target for row, _ in made} == {"sm_90", "gfx942"}
