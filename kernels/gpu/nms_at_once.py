@@ -10,7 +10,8 @@ in whatever order boxes lie. It is found from alive = candidate: each round sett
 settled, and mostly many. The place of a box that stays is the number of those before it that stay.
 
 The work grows with the square of the boxes and falls to one multiprocessor, so that many boxes go through
-`kernels.gpu.nms`, which has to sort them.
+`kernels.gpu.nms`, which has to sort them. At 256 boxes the longest warp executes 13,200 instructions here, and there
+3,700 and then 4,000, after a sort and six more operations of PyTorch that each are launched.
 """
 
 from collections.abc import Mapping, Sequence
