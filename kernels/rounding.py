@@ -1,8 +1,6 @@
 """Rounding that decides what is equal and what is above."""
 
-import math
-
-import torch
+import numpy as np
 
 
 def float32_at_most(value: float) -> float:
@@ -10,7 +8,5 @@ def float32_at_most(value: float) -> float:
 
     So float32 overlaps compare with a threshold as given, as in torchvision on a CPU, and not with its rounding.
     """
-    nearest = torch.tensor(value, dtype=torch.float32, device="cpu")
-    if nearest.item() > value:
-        nearest = torch.nextafter(nearest, torch.tensor(-math.inf, dtype=torch.float32, device="cpu"))
-    return nearest.item()
+    nearest = np.float32(value)
+    return float(nearest if float(nearest) <= value else np.nextafter(nearest, np.float32(-np.inf)))

@@ -19,6 +19,8 @@ ALLOCATIONS = {
     torch.ops.aten.new_empty.default,
     torch.ops.aten.new_empty_strided.default,
 }
+# A value for the host. Which of them is seen depends on where it is called, as two are made of the third.
+ITEMS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default, torch.ops.aten.is_nonzero.default}
 # These read of their first tensor no more than they write.
 LOOKUPS = {"gather", "index", "index_select", "take", "take_along_dim", "embedding"}
 # These write of their first tensor no more than they are given, and read of it no more.
@@ -86,7 +88,7 @@ class Watch(TorchDispatchMode):
             if self._pattern is not None:
                 poison(result, self._pattern)
             return result
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func in ITEMS:
             self._record(TorchOperation("item", args[0].element_size(), 0, waits=True))
         else:
             operation = replace(_cost(func, args, kwargs, result), waits=_waits(func, args, kwargs))

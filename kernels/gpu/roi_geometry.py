@@ -107,12 +107,12 @@ def minimum_areas(scales: tuple[float, ...], canonical_scale: float, canonical_l
     finest, coarsest = (-math.log2(scales[0]), -math.log2(scales[-1]))
     levels = torch.arange(1, len(scales), dtype=torch.float32, device="cpu") + int(finest)
     low = torch.zeros(len(scales) - 1, dtype=torch.int32, device="cpu")
-    high = torch.full_like(low, torch.tensor(math.inf, dtype=torch.float32, device="cpu").view(torch.int32).item())
+    high = torch.full_like(low, 0x7F800000)  # infinity
     for _ in range(31):
         middle = low + (high - low) // 2
         reached = _level(middle.view(torch.float32), canonical_scale, canonical_level).clamp(max=coarsest) >= levels
         low, high = torch.where(reached, low, middle + 1), torch.where(reached, middle, high)
-    return tuple(high.view(torch.float32).tolist())
+    return tuple(high.view(torch.float32).numpy().tolist())
 
 
 def _level(area: Tensor, canonical_scale: float, canonical_level: int) -> Tensor:

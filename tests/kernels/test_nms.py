@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels import batched_nms, nms, segmented_nms, use
 from kernels.dispatch import Implementation
+from kernels.rounding import float32_at_most
 
 IMPLEMENTATIONS: list[Implementation] = ["eager", "reference"]
 NAN, INF = float("nan"), float("inf")
@@ -182,6 +183,19 @@ def test_boxes_apart_in_both_directions_do_not_overlap(implementation: Implement
     boxes = 1000 + corners / 512  # exact in float32
     with use(implementation):
         assert nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.0).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.3, 0.5, 0.7, 1.0])
+def test_a_threshold_is_rounded_down(value: float) -> None:
+    """Whatever the default dtype is: the next float32 is above it."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        rounded = float32_at_most(value)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    here = torch.tensor(rounded, dtype=torch.float32)
+    assert here.item() == rounded <= value
+    assert torch.nextafter(here, torch.tensor(2.0)).item() > value
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from error_rule import assert_error_rule
 from masks_to_encode import encoded
+from operations import OPERATIONS
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import kernels
 from kernels.gpu import match_boxes
@@ -47,9 +49,11 @@ def test_roi_align_at_full_size(dtype: torch.dtype, output_size: int) -> None:
         assert torch.equal(first, second), "the backward pass must give the same bits each time"
 
 
-def test_segmented_nms_keeps_what_the_cpu_keeps() -> None:
-    boxes = rois(4000)[:, 1:].view(4, 1000, 4)
-    scores = torch.rand((4, 1000), generator=torch.Generator().manual_seed(2))
+@pytest.mark.parametrize("number", [50, 100, 250, 1000, 5000, 20_000])
+def test_segmented_nms_keeps_what_the_cpu_keeps(number: int) -> None:
+    """At once, by a sort, and with rows of as many words as more and more warps read."""
+    boxes = rois(4 * number)[:, 1:].view(4, number, 4)
+    scores = torch.rand((4, number), generator=torch.Generator().manual_seed(2))
     expected = kernels.segmented_nms(boxes, scores, 0.5, 300)
     seen = kernels.segmented_nms(boxes.cuda(), scores.cuda(), 0.5, 300)
     assert all(torch.equal(ours.cpu(), theirs) for ours, theirs in zip(seen, expected, strict=True))
@@ -63,6 +67,22 @@ def test_segmented_nms_is_captured_in_a_graph() -> None:
     with torch.cuda.graph(graph):
         seen = kernels.segmented_nms(boxes, scores, 0.5, 100)
     graph.replay()
+    assert all(torch.equal(first, second) for first, second in zip(seen, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ("nms", "batched_nms")])
+def test_every_operation_is_captured_in_a_graph(name: str) -> None:
+    """But those whose result has a size that only values tell. Captured first, so that nothing has been tuned."""
+    operation = getattr(torch.ops.mrcnn, name).default
+    arguments = pytree.tree_map(
+        lambda each: each.detach().cuda() if isinstance(each, Tensor) else each,
+        OPERATIONS[name](torch.channels_last, "triton"),
+    )
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        seen = pytree.tree_leaves(operation(*arguments))
+    graph.replay()
+    expected = pytree.tree_leaves(operation(*arguments))
     assert all(torch.equal(first, second) for first, second in zip(seen, expected, strict=True))
 
 
