@@ -196,7 +196,11 @@ def scenes(size: Size) -> list[Scene]:
     if size == "small":
         middling = Scene("middling", Pyramid(2, 200, 336, 64), rois=12, candidates=300, max_keep=100, classes=9)
         branch = replace(small, name="mask branch", pooled=(14, 14), mask_side=28, sampling_ratio=-1)
-        return [replace(small, name="pyramid"), branch, middling, *common]
+        # The maps of a whole image, with fewer channels and boxes than a detector has.
+        real = Scene(
+            "800 x 1344", Pyramid(1, 800, 1344, 32), rois=8, candidates=600, max_keep=200, mask_side=28, truths=2
+        )
+        return [replace(small, name="pyramid"), branch, middling, real, *common]
     full = Scene("pyramid", Pyramid(), rois=512, candidates=2000, max_keep=1000, classes=80, mask_side=28, truths=15)
     full = replace(full, full=True)
     branch = replace(full, name="mask branch", rois=128, pooled=(14, 14))
