@@ -8,6 +8,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ def cached(
     for package in packages:
         digest.update(f"{package} {_version(package)}\0".encode())
     path = cache_folder() / "results" / f"{digest.hexdigest()[:32]}.json"
-    if path.exists() and not fresh:
-        return json.loads(path.read_text())["result"], True
+    if not fresh:
+        with suppress(FileNotFoundError):
+            return json.loads(path.read_text())["result"], True
     made = make()
     text = json.dumps({"name": name, "result": made})
     if not keep(made):

@@ -17,13 +17,7 @@ from bench.kernel_figures.cases import OPERATIONS, Case, both, cases
 from bench.kernel_figures.checks import check
 from bench.kernels import CPU_PAIRS
 
-NAMES = (
-    "RoIAlign 7x7, forward",
-    "RoIAlign 14x14, forward",
-    "RoIAlign 7x7, forward and backward",
-    "batched_nms of 5 x 2,000 boxes",
-    "paste of 100 masks into 800 x 1333",
-)
+NAMES = tuple(dict.fromkeys(name for names in CPU_PAIRS.values() for name in names))
 # Those whose cases are timed on the CPU, since NAMES has nothing of them.
 CPU_OPERATIONS = [name for name in OPERATIONS if name not in CPU_PAIRS]
 PROVIDERS = ("ours", "torchvision", "eager", "torch.compile of eager")

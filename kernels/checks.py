@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,13 +25,13 @@ def check_tensor(
     *shapes: tuple[int | str, ...],
     dtypes: Sequence[torch.dtype] = FLOATS,
     device: torch.device | None = None,
-    filled: str = "",
+    filled: tuple[str, ...] = (),
 ) -> None:
     """
     Args:
         shapes: any of these will do, and any at all if none is given; a letter is any size, the same wherever it comes.
         device: None for any.
-        filled: names the letters of sizes that must be at least 1, as "H and W".
+        filled: letters of sizes that must be at least 1.
     """
     if not isinstance(value, Tensor) or value.layout is not torch.strided:
         kind = value.layout if isinstance(value, Tensor) else type(value).__name__
@@ -41,13 +42,13 @@ def check_tensor(
     if not fits or value.dtype not in dtypes:
         wishes = " or ".join(" x ".join(map(str, wanted)) for wanted in shapes) or "of any shape"
         kinds = " or ".join(map(str, dtypes)).replace("torch.", "")
-        least = f", {filled} at least 1" if filled else ""
+        least = f", {' and '.join(filled)} at least 1" if filled else ""
         raise ValueError(f"{name} is {tuple(shape)} in {value.dtype}; it must be {wishes} in {kinds}{least}")
     if device is not None and value.device != device:
         raise ValueError(f"{name} is on {value.device}; it must be on {device}, as the rest")
 
 
-def _fits(shape: Sequence[int], wanted: tuple[int | str, ...], filled: str) -> bool:
+def _fits(shape: Sequence[int], wanted: tuple[int | str, ...], filled: tuple[str, ...]) -> bool:
     if len(shape) != len(wanted):
         return False
     sizes: dict[str, int] = {}
@@ -95,9 +96,14 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; it must be a finite number above 0")
 
 
+def is_list(value: Any) -> bool:
+    """Of Python or numpy; text is none."""
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+
+
 def check_size(name: str, value: Any) -> None:
     """Height and width."""
-    if not isinstance(value, Sequence) or len(value) != 2 or not all(is_whole(side) and side >= 1 for side in value):
+    if not is_list(value) or len(value) != 2 or not all(is_whole(side) and side >= 1 for side in value):
         raise ValueError(f"{name} is {value!r}; it must be a height and a width, whole numbers of at least 1")
 
 
@@ -109,6 +115,8 @@ def check_sampling_ratio(value: Any) -> None:
 
 def check_values(name: str, values: Tensor, least: float, most: float, used: Tensor | None = None) -> None:
     """Values, those that are `used`, from `least` to `most`; only where `values_may_be_read`."""
+    if not values.is_floating_point():
+        values = values.long()  # a limit would be rounded to fewer bits
     good = (values >= least) & (values <= most)
     if used is not None:
         good |= ~used

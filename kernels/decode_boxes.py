@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.checks import FLOATS, INTEGERS, check_number, check_tensor, check_values, is_positive
+from kernels.checks import FLOATS, INTEGERS, check_number, check_tensor, check_values, is_list, is_positive
 from kernels.dispatch import implementation_for, run, values_may_be_read
 
 
@@ -91,7 +91,7 @@ def _check(
     check_tensor("image_sizes", image_sizes, (shape[0], 2), dtypes=INTEGERS + FLOATS, device=device)
     if counts is not None:
         check_tensor("counts", counts, (shape[0],), dtypes=INTEGERS, device=device)
-    if not isinstance(weights, Sequence) or len(weights) != 4 or not all(map(is_positive, weights)):
+    if not is_list(weights) or len(weights) != 4 or not all(map(is_positive, weights)):
         raise ValueError(f"weights is {weights!r}; it must be 4 finite numbers above 0")
     check_number("min_size", min_size, 0)
     check_number("score_threshold", score_threshold, -math.inf)

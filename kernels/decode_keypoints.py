@@ -23,7 +23,7 @@ def decode_keypoints(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: an argument has the wrong shape, dtype or device.
     """
-    check_tensor("heatmaps", heatmaps, ("K", "N", "H", "W"), filled="H and W")
+    check_tensor("heatmaps", heatmaps, ("K", "N", "H", "W"), filled=("H", "W"))
     check_tensor("boxes", boxes, (heatmaps.shape[0], 4), device=heatmaps.device)
     result: tuple[Tensor, Tensor] = _decode_keypoints(heatmaps.detach(), boxes.detach(), implementation_for(heatmaps))
     return result

@@ -67,7 +67,8 @@ def mask_loss(
         sampling_ratio: see `roi_align`.
 
     Returns:
-        The mean over RoIs, by weight, and pixels: a scalar in float32 (float64 for float64); 0 without any weight.
+        The mean over RoIs, by weight, and pixels: a scalar in float32 (float64 for float64); 0 without any weight. It
+        has a gradient by the logits, and that has none: asked for one it raises.
 
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
@@ -100,7 +101,7 @@ def _run(
     sampling_ratio: int,
     counted: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_tensor("logits", logits, ("K", "C", "M", "M"), filled="C and M")
+    check_tensor("logits", logits, ("K", "C", "M", "M"), filled=("C", "M"))
     check_targets(logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio)
     if weights is None:
         weights = boxes.new_ones(boxes.shape[0], dtype=torch.float32)

@@ -126,9 +126,9 @@ def _as_stored(features: Tensor) -> Tensor:
 
 def _check(features: Tensor, weight: Tensor, bias: Tensor) -> None:
     blocks = ("K", "M/2", "M/2", 2, 2, "C")
-    check_tensor("features", features, ("K", "C", "M", "M"), blocks, filled="C, M and M/2")
+    check_tensor("features", features, ("K", "C", "M", "M"), blocks, filled=("C", "M", "M/2"))
     channels = features.shape[1] if features.ndim == 4 else features.shape[5]
-    check_tensor("weight", weight, ("classes", channels), device=features.device, filled="classes")
+    check_tensor("weight", weight, ("classes", channels), device=features.device, filled=("classes",))
     check_tensor("bias", bias, weight.shape[:1], device=features.device)
 
 

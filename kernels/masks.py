@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.checks import INDEX, check_tensor, check_whole
+from kernels.checks import INDEX, check_tensor, check_whole, is_list
 
 WORD = 32  # pixels
 _PIXELS = (torch.uint8, torch.bool)
@@ -56,8 +56,8 @@ def pack_masks(masks: Tensor) -> PackedMasks:
         return PackedMasks(masks.new_zeros((number, height, 0), dtype=torch.int32), width)
     whole = masks.new_zeros((number, height, words * WORD), dtype=torch.uint8)
     whole[..., :width] = masks != 0
-    value = 2 ** torch.arange(8, device=masks.device)  # made there: a copy from the host would wait
-    parts = (whole.view(number, height, words * WORD // 8, 8) * value.to(torch.uint8)).sum(dim=3, dtype=torch.uint8)
+    value = 1 << torch.arange(8, dtype=torch.uint8, device=masks.device)  # made there: a copy from the host would wait
+    parts = (whole.view(number, height, words * WORD // 8, 8) * value).sum(dim=3, dtype=torch.uint8)
     return PackedMasks(parts.view(torch.int32), width)
 
 
@@ -90,7 +90,7 @@ def polygons_from_coco(segmentations: Sequence[Sequence[Sequence[float]]], heigh
         check_whole(name, size, 0)
     parts = []
     for number, instance in enumerate(segmentations):
-        if not isinstance(instance, Sequence):
+        if not is_list(instance):
             raise ValueError(f"segmentations[{number}] is {instance!r:.80}; it must be a list of polygons")
         parts += [_part(part, f"segmentations[{number}][{place}]") for place, part in enumerate(instance)]
     return Polygons(
@@ -105,7 +105,7 @@ def polygons_from_coco(segmentations: Sequence[Sequence[Sequence[float]]], heigh
 def _part(part: Any, name: str) -> Tensor:
     """Its vertices [n, 2]."""
     try:
-        numbers = torch.tensor(part, dtype=torch.float64)
+        numbers = torch.as_tensor(part, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         numbers = torch.zeros(())
     if numbers.ndim != 1 or len(numbers) % 2:
@@ -117,20 +117,25 @@ def _offsets(lengths: list[int]) -> Tensor:
     return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
 
 
-def check_masks(name: str, masks: Tensor | PackedMasks | Polygons, device: torch.device) -> None:
-    """Masks to sample, which have a pixel at least."""
+def check_masks(name: str, masks: Any, device: torch.device) -> None:
+    """Masks to sample in any of their forms, which have a pixel at least."""
     if isinstance(masks, Polygons):
         check_polygons(name, masks, 1, device)
     elif isinstance(masks, PackedMasks):
         _check_packed(name, masks, 1, device)
     else:
-        check_tensor(name, masks, ("G", "H", "W"), dtypes=_PIXELS, device=device, filled="H and W")
+        if not isinstance(masks, Tensor):
+            kind = type(masks).__name__
+            raise ValueError(f"{name} is of kind {kind}; it must be a tensor, PackedMasks or Polygons")
+        check_tensor(name, masks, ("G", "H", "W"), dtypes=_PIXELS, device=device, filled=("H", "W"))
 
 
 def _check_packed(name: str, packed: PackedMasks, least: int, device: torch.device | None = None) -> None:
     check_whole(f"{name}.width", packed.width, least)
     shape = ("G", "H", -(-packed.width // WORD))
-    check_tensor(f"{name}.bits", packed.bits, shape, dtypes=(torch.int32,), device=device, filled="H" if least else "")
+    check_tensor(
+        f"{name}.bits", packed.bits, shape, dtypes=(torch.int32,), device=device, filled=("H",) if least else ()
+    )
 
 
 def check_polygons(name: str, polygons: Polygons, least: int = 0, device: torch.device | None = None) -> None:
@@ -141,6 +146,6 @@ def check_polygons(name: str, polygons: Polygons, least: int = 0, device: torch.
     check_tensor(f"{name}.vertices", vertices, ("P", 2), dtypes=(torch.float32, torch.float64), device=device)
     for field in ("part_offsets", "instance_offsets"):
         offsets = getattr(polygons, field)
-        check_tensor(f"{name}.{field}", offsets, ("n",), dtypes=INDEX, device=vertices.device, filled="n")
+        check_tensor(f"{name}.{field}", offsets, ("n",), dtypes=INDEX, device=vertices.device, filled=("n",))
     for field in ("height", "width"):
         check_whole(f"{name}.{field}", getattr(polygons, field), least)

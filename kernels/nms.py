@@ -40,7 +40,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     Args:
         boxes: [N, 4] as x1, y1, x2, y2.
         scores: [N].
-        idxs: class of each box [N], any integers.
+        idxs: class of each box [N], any integers, or bool.
         iou_threshold: 0 to 1.
 
     Returns:
@@ -50,7 +50,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
     _check(boxes, scores, iou_threshold, ("N", 4))
-    check_tensor("idxs", idxs, scores.shape, dtypes=INTEGERS, device=boxes.device)
+    check_tensor("idxs", idxs, scores.shape, dtypes=(*INTEGERS, torch.bool), device=boxes.device)
     kept: Tensor = _batched_nms(boxes, scores, idxs, float(iou_threshold), implementation_for(boxes))
     return kept
 

@@ -45,7 +45,7 @@ def paste_masks(
 
 def checked(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], rule: str) -> Tensor:
     """What every function that pastes asks of these; the masks as [N, M, M]."""
-    check_tensor("masks", masks, ("N", "M", "M"), ("N", 1, "M", "M"), filled="M")
+    check_tensor("masks", masks, ("N", "M", "M"), ("N", 1, "M", "M"), filled=("M",))
     check_tensor("boxes", boxes, (masks.shape[0], 4), device=masks.device)
     check_size("image_size", image_size)
     if rule not in get_args(Rule):

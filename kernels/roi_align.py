@@ -1,7 +1,7 @@
 """RoIAlign (Mask R-CNN, section 3), for one feature map and for a feature pyramid at once."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +15,7 @@ from kernels.checks import (
     check_tensor,
     check_values,
     check_whole,
+    is_list,
     is_positive,
     is_whole,
 )
@@ -51,7 +52,7 @@ def roi_align(
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
-    check_tensor("input", input, ("N", "C", "H", "W"), filled="H and W")
+    check_tensor("input", input, ("N", "C", "H", "W"), filled=("H", "W"))
     check_positive("spatial_scale", spatial_scale)
     return _pool([input], boxes, output_size, [spatial_scale], sampling_ratio, aligned, 224.0, 4)
 
@@ -88,14 +89,17 @@ def multiscale_roi_align(
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
-    _check_pyramid(features, spatial_scales)
+    levels: Any = features
+    if isinstance(levels, Iterable) and not isinstance(levels, (Tensor, Mapping)):
+        levels = list(levels)  # as the values of a dictionary
+    _check_pyramid(levels, spatial_scales)
     check_positive("canonical_scale", canonical_scale)
     check_whole("canonical_level", canonical_level)
     return _pool(
-        list(features),
+        levels,
         boxes,
         output_size,
-        list(spatial_scales),
+        list(map(float, spatial_scales)),
         sampling_ratio,
         aligned,
         canonical_scale,
@@ -133,20 +137,17 @@ def _pool(
     return result
 
 
-def _check_pyramid(features: Sequence[Tensor], spatial_scales: Sequence[float]) -> None:
-    if not isinstance(features, Sequence) or not features:
-        raise ValueError(f"features is of kind {type(features).__name__}; it must be a list of one tensor or more")
+def _check_pyramid(features: list[Tensor], spatial_scales: Sequence[float]) -> None:
+    if not isinstance(features, list) or not features:
+        kind = "empty" if isinstance(features, list) else f"of kind {type(features).__name__}"
+        raise ValueError(f"features is {kind}; it must be a list of one tensor or more")
     first, *others = features
-    check_tensor("features[0]", first, ("N", "C", "H", "W"), filled="H and W")
+    check_tensor("features[0]", first, ("N", "C", "H", "W"), filled=("H", "W"))
+    shape, dtypes = (*first.shape[:2], "H", "W"), (first.dtype,)
     for level, feature in enumerate(others, 1):
-        shape, dtypes = (*first.shape[:2], "H", "W"), (first.dtype,)
-        check_tensor(f"features[{level}]", feature, shape, dtypes=dtypes, device=first.device, filled="H and W")
+        check_tensor(f"features[{level}]", feature, shape, dtypes=dtypes, device=first.device, filled=("H", "W"))
     levels = len(features)
-    if (
-        not isinstance(spatial_scales, Sequence)
-        or len(spatial_scales) != levels
-        or not all(map(is_positive, spatial_scales))
-    ):
+    if not is_list(spatial_scales) or len(spatial_scales) != levels or not all(map(is_positive, spatial_scales)):
         raise ValueError(
             f"spatial_scales is {spatial_scales!r}; it must be {levels} finite numbers above 0, one a level"
         )
@@ -166,9 +167,11 @@ def checked_size(output_size: int | Sequence[int]) -> list[int]:
 def checked_rois(boxes: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
     """Rows [K, 5] of image index, x1, y1, x2, y2, in the precision of box geometry; or from one [K_i, 4] an image."""
     dtype, device = torch.promote_types(features.dtype, torch.float32), features.device
-    if isinstance(boxes, Tensor) or not isinstance(boxes, Sequence):
+    if isinstance(boxes, Tensor):
         check_tensor("boxes", boxes, ("K", 5), device=device)
         return boxes.to(dtype)
+    if not isinstance(boxes, Sequence):
+        raise ValueError(f"boxes is of kind {type(boxes).__name__}; it must be a tensor, or a list of one an image")
     if len(boxes) != features.shape[0]:
         raise ValueError(f"boxes is a list of {len(boxes)}; it must be a list of {features.shape[0]}, one an image")
     if not boxes:

@@ -35,7 +35,7 @@ def roi_pool(
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
-    check_tensor("input", input, ("N", "C", "H", "W"), filled="H and W")
+    check_tensor("input", input, ("N", "C", "H", "W"), filled=("H", "W"))
     check_positive("spatial_scale", spatial_scale)
     if input.shape[2] * input.shape[3] >= 2**31:  # the place of a maximum is remembered in 32 bits
         raise ValueError(f"input is {tuple(input.shape)}; its maps must have fewer than 2^31 pixels")

@@ -97,6 +97,9 @@ class CudaClock:
         return self.on_host(whole)
 
 
+Check = Callable[[Case, tuple[Tensor, ...]], Any]
+
+
 @dataclass(frozen=True)
 class Provider:
     """Who computes a case.
@@ -111,7 +114,7 @@ class Provider:
     function: Function
     inputs: Callable[[], Inputs]
     active: Callable[[], AbstractContextManager[Any]]
-    check: Callable[[Case, tuple[Tensor, ...]], Any] = check
+    check: Check = check
 
 
 def providers(case: Case) -> Iterator[Provider]:
@@ -126,12 +129,20 @@ def providers(case: Case) -> Iterator[Provider]:
                     stack.enter_context(mock.patch.object(module, name, torch.compile(getattr(module, name))))
             yield
 
-    checks = {"segmented_nms": check_batched_nms} if case.timed_peer else {case.operation: check}
-    theirs = checks.get(case.operation, lambda *_: None)
+    if case.timed_peer is None:
+        theirs: Check = check
+    elif case.operation == "segmented_nms":
+        theirs = check_batched_nms
+    else:
+        theirs = _unchecked
     yield Provider("ours", case.ours, case.inputs, lambda: kernels.use("triton"))
     yield Provider("torchvision", case.timed_peer or case.peer, case.peer_inputs, ExitStack, theirs)
     yield Provider("eager", case.ours, case.inputs, lambda: kernels.use("eager"))
     yield Provider("torch.compile of eager", case.ours, case.inputs, compiled)
+
+
+def _unchecked(case: Case, results: tuple[Tensor, ...]) -> None:
+    """See `Provider`."""
 
 
 def time_case(case: Case, provider: Provider, clock: Clock, bandwidth: float, rounds: int = ROUNDS) -> list[Row]:

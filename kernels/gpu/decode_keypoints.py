@@ -124,12 +124,7 @@ def _keypoint_kernel(
         place_x = (2 * x + 1).to(INTEGER) * WIDTH + columns
         at = (place_x // x_double).to(tl.int32) - 1
         weights = _weights((place_x % x_double).to(dtype) * x_unit)
-        taps = (
-            _column(at - 1, WIDTH),
-            _column(at, WIDTH),
-            _column(at + 1, WIDTH),
-            _column(at + 2, WIDTH),
-        )
+        taps = (_column(at - 1, WIDTH), _column(at, WIDTH), _column(at + 1, WIDTH), _column(at + 2, WIDTH))
         current = (HEIGHT + rows) // y_double - 1
         rest = (HEIGHT + rows) % y_double
         a = _along_x(heatmap, current - 1, step, taps, weights, inside, HEIGHT, WIDTH, dtype)

@@ -21,15 +21,9 @@ from kernels.memory_format import empty_map
 
 
 def prune_cell_rows(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Programs that have no more rows of cells than there are; those with the fewest if all have.
-
-    A warp for 32 cells of a row: as many in each of these configurations, as it decides the order of a row's sum.
-    """
-    numbers = {config.num_warps for config in configs}
-    warps = max((each for each in numbers if 32 * each <= arguments["CELLS"]), default=min(numbers))
-    able = [config for config in configs if config.num_warps == warps]
-    fitting = [config for config in able if config.kwargs["CELL_ROWS"] <= arguments["SIZE"]]
-    return fitting or [min(able, key=lambda config: config.kwargs["CELL_ROWS"])]
+    """Programs that have no more rows of cells than there are; those with the fewest if all have."""
+    fitting = [config for config in configs if config.kwargs["CELL_ROWS"] <= arguments["SIZE"]]
+    return fitting or [min(configs, key=lambda config: config.kwargs["CELL_ROWS"])]
 
 
 def prune_block(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
@@ -40,7 +34,7 @@ def prune_block(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) 
 
 
 @tuning.tuned(
-    configs=[triton.Config({"CELL_ROWS": rows}, num_warps=warps) for rows in (2, 1, 4, 8) for warps in (1, 2, 4)],
+    configs=[triton.Config({"CELL_ROWS": rows}, num_warps=1) for rows in (2, 1, 4, 8)],
     key=["SIZE", "RATIO", "BOUNDED", "COUNTED", "rois_bucket"],
     prune=prune_cell_rows,
 )
@@ -54,9 +48,9 @@ def _loss_kernel(
     gt_index_ptr,  # [K]
     weights_ptr,  # [K]
     weight_sum_ptr,  # [] sum of the weights
-    loss_ptr,  # [K, SIZE] what each row of each RoI adds to the loss
+    loss_ptr,  # [K, SIZE, PARTS] what each part of each row of each RoI adds to the loss
     residual_ptr,  # [K, SIZE, SIZE] derivative of the loss by the logits of the RoI's class
-    counts_ptr,  # [K, SIZE, 4] int32 if COUNTED: cells, positives, false positives and negatives of each row
+    counts_ptr,  # [K, SIZE, PARTS, 4] int32 if COUNTED: cells, positives, false positives and negatives of each
     height,
     width,
     row_stride,
@@ -69,12 +63,13 @@ def _loss_kernel(
     CHANNELS: tl.constexpr,
     SIZE: tl.constexpr,
     CELLS: tl.constexpr,
+    PARTS: tl.constexpr,
     RATIO: tl.constexpr,
     BOUNDED: tl.constexpr,
     COUNTED: tl.constexpr,
     CELL_ROWS: tl.constexpr,
 ):
-    """Program: (RoI, CELL_ROWS rows of its cells). CELLS is SIZE, rounded up to a power of two."""
+    """Program: (RoI, CELL_ROWS rows of its cells, or parts of CELLS cells of these if they are longer)."""
     roi = tl.program_id(0).to(tl.int64)
     dtype: tl.constexpr = loss_ptr.dtype.element_ty
     weight = tl.load(weights_ptr + roi).to(dtype)
@@ -83,10 +78,12 @@ def _loss_kernel(
     if CHANNELS == 1:
         label = tl.zeros_like(label)
     used = (weight != 0) & (mask_index >= 0) & (mask_index < num_masks) & (label >= 0) & (label < CHANNELS)
-    cell_x = tl.arange(0, CELLS)
-    inside = cell_x < SIZE
-    first_row = tl.program_id(1) * CELL_ROWS
-    last_row = tl.minimum(first_row + CELL_ROWS, SIZE)
+    first = tl.program_id(1) * CELL_ROWS
+    last = tl.minimum(first + CELL_ROWS, SIZE * PARTS)
+    loss_ptr += roi * (SIZE * PARTS)
+    if COUNTED:
+        counts_ptr += roi * (SIZE * PARTS * 4)
+    residual_ptr += roi * (SIZE * SIZE)
     if used:
         y_grid, x_grid = _grids(boxes_ptr + roi * 4, height, width, SIZE, RATIO, dtype)
         scale = divide(weight, tl.load(weight_sum_ptr).to(dtype) * (SIZE * SIZE))
@@ -96,29 +93,30 @@ def _loss_kernel(
             left, top = tl.load(extent), tl.load(extent + 1)
             right, bottom = tl.load(extent + 2), tl.load(extent + 3)
         masks = masks_ptr + mask_index * height * row_stride, row_stride, left, top, right, bottom
-        logits = logits_ptr + roi * stride_k + label * stride_c + cell_x * stride_w
-        for cell_y in range(first_row, last_row):
-            logit = tl.load(logits + cell_y * stride_h, mask=inside, other=0.0).to(dtype)
+        logits = logits_ptr + roi * stride_k + label * stride_c
+        for part in range(first, last):
+            cell_y, cell_x = part // PARTS, part % PARTS * CELLS + tl.arange(0, CELLS)
+            inside = cell_x < SIZE
+            logit = tl.load(logits + cell_y * stride_h + cell_x * stride_w, mask=inside, other=0.0).to(dtype)
             target = mean_of_samples(masks, y_grid, x_grid, cell_y, cell_x, inside, RATIO, BOUNDED)
             small = tl.exp(-tl.abs(logit))
             entropy = tl.where(inside, tl.fma(-logit, target, tl.maximum(logit, 0.0)) + log1p(small), 0.0)
             probability = divide(tl.where(logit >= 0, 1.0, small), 1.0 + small)
-            row = roi * SIZE + cell_y
-            tl.store(residual_ptr + row * SIZE + cell_x, (probability - target) * scale, mask=inside)
-            tl.store(loss_ptr + row, tl.sum(entropy, 0) * scale)
+            tl.store(residual_ptr + cell_y * SIZE + cell_x, (probability - target) * scale, mask=inside)
+            tl.store(loss_ptr + part, tl.sum(entropy, 0) * scale)
             if COUNTED:
                 positive, predicted = inside & (target >= 0.5), inside & (logit > 0)
-                tl.store(counts_ptr + row * 4, SIZE)
-                tl.store(counts_ptr + row * 4 + 1, tl.sum(positive.to(tl.int32), 0))
-                tl.store(counts_ptr + row * 4 + 2, tl.sum((predicted & (target < 0.5)).to(tl.int32), 0))
-                tl.store(counts_ptr + row * 4 + 3, tl.sum((positive & (logit <= 0)).to(tl.int32), 0))
+                tl.store(counts_ptr + part * 4, tl.minimum(SIZE - part % PARTS * CELLS, CELLS))
+                tl.store(counts_ptr + part * 4 + 1, tl.sum(positive.to(tl.int32), 0))
+                tl.store(counts_ptr + part * 4 + 2, tl.sum((predicted & (target < 0.5)).to(tl.int32), 0))
+                tl.store(counts_ptr + part * 4 + 3, tl.sum((positive & (logit <= 0)).to(tl.int32), 0))
     else:
-        for cell_y in range(first_row, last_row):
-            row = roi * SIZE + cell_y
-            tl.store(residual_ptr + row * SIZE + cell_x, tl.zeros((CELLS,), dtype), mask=inside)
-            tl.store(loss_ptr + row, tl.zeros_like(weight))
+        for part in range(first, last):
+            cell_y, cell_x = part // PARTS, part % PARTS * CELLS + tl.arange(0, CELLS)
+            tl.store(residual_ptr + cell_y * SIZE + cell_x, tl.zeros((CELLS,), dtype), mask=cell_x < SIZE)
+            tl.store(loss_ptr + part, tl.zeros_like(weight))
             if COUNTED:
-                tl.store(counts_ptr + row * 4 + tl.arange(0, 4), tl.zeros((4,), tl.int32))
+                tl.store(counts_ptr + part * 4 + tl.arange(0, 4), tl.zeros((4,), tl.int32))
 
 
 @triton.jit
@@ -231,14 +229,16 @@ def _mask_loss(
     residual = logits.new_empty((num_rois, size, size), dtype=compute)
     if num_rois == 0:
         return logits.new_zeros((), dtype=compute), residual, logits.new_zeros(4, dtype=torch.int64)
-    losses = logits.new_empty((num_rois, size), dtype=compute)
-    counts = logits.new_empty((num_rois, size, 4), dtype=torch.int32) if counted else None
+    cells = min(triton.next_power_of_2(size), 32)
+    parts = triton.cdiv(size, cells)
+    losses = logits.new_empty((num_rois, size * parts), dtype=compute)
+    counts = logits.new_empty((num_rois, size * parts, 4), dtype=torch.int32) if counted else None
     masks = gt_masks.contiguous()
     packed = masks.dtype == torch.int32
     with tuning.on_device_of(logits):
         tuning.launch(
             _loss_kernel,
-            lambda meta: (num_rois, triton.cdiv(size, meta["CELL_ROWS"])),
+            lambda meta: (num_rois, triton.cdiv(size * parts, meta["CELL_ROWS"])),
             (
                 logits,
                 labels.contiguous(),
@@ -263,7 +263,8 @@ def _mask_loss(
             stride_w=logits.stride(3),
             CHANNELS=channels,
             SIZE=size,
-            CELLS=triton.next_power_of_2(size),
+            CELLS=cells,
+            PARTS=parts,
             RATIO=max(sampling_ratio, 0),
             BOUNDED=extents is not None,
             COUNTED=counted,

@@ -11,6 +11,8 @@ and is found by iterating it on 64 lanes from alive = candidate: each round sett
 most steps settle in a few. The rows of the boxes that stay are then or-ed into the words still to come, and
 the program stops as soon as it has kept enough. Nothing asks the host.
 
+Segments of a few boxes need none of this (`kernels.gpu.nms_at_once`).
+
 Overlaps are computed without fused multiply-adds and divided with correct rounding, so that kept sets are
 exact.
 """
@@ -176,12 +178,13 @@ def segmented_nms(
         every: whether boxes of every score take part, NaN as the highest; else those with -inf or NaN are absent.
     """
     segments, num_boxes = scores.shape
+    is_empty = segments == 0 or num_boxes == 0 or max_keep == 0
+    if num_boxes <= nms_at_once.MOST_BOXES and not is_empty:
+        return nms_at_once.segmented_nms(boxes, scores, iou_threshold, max_keep, counts, every)
     keep = scores.new_empty((segments, max_keep), dtype=torch.int64)
     kept = scores.new_empty(segments, dtype=torch.int64)
-    if segments == 0 or num_boxes == 0 or max_keep == 0:
+    if is_empty:
         return keep.fill_(-1), kept.zero_()
-    if num_boxes <= nms_at_once.MOST_BOXES:
-        return nms_at_once.segmented_nms(boxes, scores, iou_threshold, max_keep, counts, every)
     if not every:
         scores = torch.where(torch.isnan(scores), -math.inf, scores)
     if counts is not None:

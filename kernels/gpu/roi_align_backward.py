@@ -57,7 +57,7 @@ def roi_align_backward(
     makes up to 2 x 4 pixels around those of the bin NaN; elsewhere it does not show.
     """
     num_rois, (images, channels) = rois.shape[0], feature_shapes[0][:2]
-    if num_rois == 0 or images == 0 or grad.numel() == 0:
+    if num_rois == 0 or grad.numel() == 0:
         return [empty_map(grad, shape, channels_last).zero_() for shape in feature_shapes]
     rois = rois.contiguous()
     grads = [empty_map(grad, shape, channels_last) for shape in feature_shapes]

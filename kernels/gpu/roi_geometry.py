@@ -112,7 +112,7 @@ def minimum_areas(scales: tuple[float, ...], canonical_scale: float, canonical_l
         middle = low + (high - low) // 2
         reached = _level(middle.view(torch.float32), canonical_scale, canonical_level).clamp(max=coarsest) >= levels
         low, high = torch.where(reached, low, middle + 1), torch.where(reached, middle, high)
-    return tuple(high.view(torch.float32).numpy().tolist())
+    return tuple(high.view(torch.float32).numpy().tolist())  # by numpy: this was on the host all along
 
 
 def _level(area: Tensor, canonical_scale: float, canonical_level: int) -> Tensor:

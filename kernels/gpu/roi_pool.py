@@ -238,8 +238,6 @@ def roi_pool_backward(
     images, channels, height, width = input_size
     out = empty_map(grad, input_size, channels_last)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    if images == 0:
-        return out
     with tuning.on_device_of(grad):
         tuning.launch(
             _source_kernel,

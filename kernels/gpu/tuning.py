@@ -29,8 +29,7 @@ from kernels.gpu.capture import loading_permitted
 Prune = Callable[[Sequence[triton.Config], Mapping[str, Any]], list[triton.Config]]
 Key = tuple[Any, ...]
 
-# Two measurements would disturb each other, and Triton shows a compiled kernel to other threads before it is loaded.
-_ONE_AT_A_TIME = threading.RLock()
+_ONE_AT_A_TIME = threading.Lock()  # two measurements would disturb each other
 
 
 def bucket(count: int, floor: int = 16) -> int:
@@ -89,7 +88,7 @@ def launch(kernel: Any, grid: Any, tensors: Sequence[Any], **arguments: Any) -> 
     if isinstance(kernel, Autotuner):
         arguments |= configuration(kernel, grid, tensors, arguments).all_kwargs()
         kernel = kernel.fn
-    with _ONE_AT_A_TIME, loading_permitted() if _capturing() else nullcontext():
+    with loading_permitted() if _capturing() else nullcontext():
         kernel[grid](*tensors, **arguments)
 
 

@@ -136,7 +136,7 @@ def test_dtypes_that_none_has(function: str, name: str) -> None:
     value = GOOD[function][name]
     for dtype in (torch.complex64, torch.float8_e4m3fn, torch.uint16):
         refused(function, {name: value.to(dtype)}, rf"{name} is \(.* in {dtype}")
-    if value.dtype != torch.uint8:
+    if value.dtype != torch.uint8 and (function, name) != ("batched_nms", "idxs"):  # two classes
         refused(function, {name: value.bool()}, rf"{name} is \(.* in torch.bool")
 
 
@@ -229,3 +229,38 @@ def test_thresholds_without_an_end() -> None:
         for threshold, kept in ((-INF, 12), (INF, 0), (2.0, 0)):
             _, scores = kernels.decode_boxes(**{**GOOD["decode_boxes"], "counts": None, "score_threshold": threshold})
             assert (scores > -INF).sum() == kept
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_counts_of_more_than_their_dtype_holds(dtype: torch.dtype) -> None:
+    """300 places do not fit into 8 bits, and counts of them do."""
+    boxes, scores = torch.rand((2, 300, 4)), torch.rand((2, 300))
+    counts = torch.tensor([50, 60], dtype=dtype)
+    with kernels.use("eager"):
+        assert int(kernels.segmented_nms(boxes, scores, 0.5, 300, counts)[1].max()) <= 60
+        seen = kernels.decode_boxes(boxes, boxes, scores, torch.full((2, 2), 9), counts)[1]
+        assert [bool((each[count:] == -INF).all()) for each, count in zip(seen, [50, 60], strict=True)] == [True, True]
+        assert bool((seen > -INF).any())
+        kernels.match_boxes(boxes[0], boxes, counts)
+
+
+def test_what_lists_and_numbers_may_be() -> None:
+    """As users of torchvision and numpy hold them."""
+    features = {"0": torch.rand((1, 2, 8, 8)), "1": torch.rand((1, 2, 4, 4))}
+    boxes, scales = torch.tensor([[0, 1, 1, 20, 20.0]]), (0.25, 0.125)
+    with kernels.use("eager"):
+        expected = kernels.multiscale_roi_align(list(features.values()), boxes, 3, scales)
+        for levels in (features.values(), tuple(features.values()), (each for each in features.values())):
+            assert torch.equal(kernels.multiscale_roi_align(levels, boxes, 3, scales), expected)  # type: ignore[arg-type]
+        for size in (np.array([3, 3]), torch.Size([3, 3]), np.int64(3)):
+            seen = kernels.multiscale_roi_align(list(features.values()), boxes, size, np.array(scales))  # type: ignore[arg-type]
+            assert torch.equal(seen, expected)
+        masks, of_masks = torch.rand((1, 5, 5)), boxes[:, 1:]
+        pasted = kernels.paste_masks(masks, of_masks, (30, 40))
+        assert torch.equal(kernels.paste_masks(masks, of_masks, np.array([30, 40])), pasted)  # type: ignore[arg-type]
+        pair = of_masks.repeat(2, 1), torch.tensor([0.5, 0.9])
+        assert kernels.batched_nms(*pair, torch.tensor([True, False]), 0.5).tolist() == [1, 0]
+        with pytest.raises(ValueError, match="features is of kind dict; it must be a list of one tensor or more"):
+            kernels.multiscale_roi_align(features, boxes, 3, scales)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="features is empty"):
+            kernels.multiscale_roi_align([], boxes, 3, scales)

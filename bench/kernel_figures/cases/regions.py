@@ -1,4 +1,4 @@
-"""Cases of RoIAlign."""
+"""Cases of RoIAlign and RoIPool."""
 
 import torch
 import torchvision

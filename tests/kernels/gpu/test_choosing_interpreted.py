@@ -1,7 +1,6 @@
 """How a launch comes by its configuration, with kernels that run in the interpreter and a clock that is made up."""
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,28 +152,6 @@ def test_threads_measure_once(clock: Clock) -> None:
         thread.join()
     assert clock.calls == 3
     assert results == [CONFIGS[2]] * 4
-
-
-def test_threads_launch_one_after_another() -> None:
-    """Also with nothing to choose: Triton lets a second thread take a kernel that the first has not loaded yet."""
-    running, together = [0], [0]
-
-    class Slow:
-        def __getitem__(self, grid: Any) -> Callable[..., None]:
-            def run(*_: Any, **__: Any) -> None:
-                running[0] += 1
-                together[0] = max(together[0], running[0])
-                time.sleep(0.01)
-                running[0] -= 1
-
-            return run
-
-    threads = [threading.Thread(target=tuning.launch, args=(Slow(), (1,), ())) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert together == [1]
 
 
 def test_without_memory_to_measure_in_the_default_is_taken_for_good(

@@ -128,13 +128,6 @@ def test_no_boxes(channels_last: bool) -> None:
     assert not grad.any()
 
 
-def test_gradient_of_no_images() -> None:
-    """To which no RoI can belong: there is none to write."""
-    arguments = Case().arguments
-    (grad,) = roi_align_backward(torch.ones(2, 3, 4, 5), ROIS[:2], [(0, 3, 8, 8)], False, *arguments)
-    assert grad.shape == (0, 3, 8, 8)
-
-
 def test_gradient_of_any_strides() -> None:
     case = Case(channels_last=False, rois=ROIS[:4])
     grad = torch.empty((2, 3, 5, 8)).permute(3, 2, 1, 0)[::2].copy_(case.grad)

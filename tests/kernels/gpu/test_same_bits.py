@@ -153,7 +153,6 @@ CASES: dict[str, Callable[[], list[Tensor]]] = {
     "mask_loss": lambda: mask_loss(torch.float32, 2, FIRST),
     "mask_loss, adaptive, channels last, bfloat16": lambda: mask_loss(torch.bfloat16, -1, LAST),
     "mask_loss, 56 x 56": lambda: mask_loss(torch.float32, 2, FIRST, 56),
-    "mask_loss, 112 x 112": lambda: mask_loss(torch.float32, 2, FIRST, 112),
     "mask_predict, blocks": lambda: mask_predict("blocks"),
     "mask_predict, channels last": lambda: mask_predict("last"),
     "mask_predict, contiguous": lambda: mask_predict("first"),

@@ -135,12 +135,11 @@ def test_pruning_is_plain_python(kernel: Autotuner, monkeypatch: pytest.MonkeyPa
 def test_every_configuration_can_be_taken(kernel: Autotuner) -> None:
     """By some launch: what pruning always removes would never be tuned."""
     taken: set[str] = set()
-    for channels, size, flag, dtype in product((16, 32, 64, 256, 1024), (2, 7, 14, 28, 64, 112), (False, True), DTYPES):
+    for channels, size, flag, dtype in product((16, 32, 64, 256, 1024), (2, 7, 14, 28, 64), (False, True), DTYPES):
         arguments: dict[str, Any] = dict.fromkeys(kernel.arg_names, channels)
         arguments |= {argument: torch.empty(1, dtype=dtype) for argument in arguments if argument.endswith("_ptr")}
         arguments |= dict.fromkeys(FLAGS & set(arguments), flag)
-        cells = triton.next_power_of_2(size)
-        sizes = {"SIZE": size, "CELLS": cells, "BLOCK_H": cells}
+        sizes = {"SIZE": size, "BLOCK_H": triton.next_power_of_2(size)}
         arguments |= {argument: value for argument, value in sizes.items() if argument in arguments}
         for backend in ("cuda", "hip"):
             taken |= {str(config) for config in tuning.pruned_configs(kernel, (), arguments, backend)}

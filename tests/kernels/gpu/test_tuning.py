@@ -153,7 +153,6 @@ def test_pruning_leaves_a_configuration(kernel: Autotuner, channels: int, channe
         "CHANNELS_WRITTEN": channels,
         "CHANNELS_LAST": channels_last,
         "SIZE": 14,
-        "CELLS": 16,
         "BLOCK_H": 8,
         "height": channels,
         "gt_bucket": 4,
@@ -193,14 +192,6 @@ def test_a_thread_has_one_or_two_boxes(boxes: int, warps: set[int]) -> None:
     left = tuning.pruned_configs(nms_at_once._at_once_kernel, (), {"BOXES": boxes}, "cuda")
     assert {config.num_warps for config in left} == warps
     assert left[0].num_warps == max(warps)
-
-
-@pytest.mark.parametrize(("size", "warps", "rows"), [(1, 1, {1}), (28, 1, {1, 2, 4, 8}), (56, 2, {1, 2, 4, 8})])
-def test_a_warp_for_32_cells(size: int, warps: int, rows: set[int]) -> None:
-    arguments = {"SIZE": size, "CELLS": triton.next_power_of_2(size)}
-    left = tuning.pruned_configs(mask_loss._loss_kernel, (), arguments)
-    assert {config.num_warps for config in left} == {warps}
-    assert {config.kwargs["CELL_ROWS"] for config in left} == rows
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.base_fn.__name__)
