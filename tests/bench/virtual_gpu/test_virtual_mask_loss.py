@@ -42,9 +42,11 @@ def ours(ratio: int, arguments: tuple[Any, ...], choose: Choice, options: Option
     return [loss.detach(), leaf.grad], record
 
 
+@pytest.mark.parametrize("size", [14, 56])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_error_rule(dtype: torch.dtype) -> None:
-    logits, labels, boxes, masks, index = case(dtype=dtype)
+def test_error_rule(dtype: torch.dtype, size: int) -> None:
+    """Also where a row of cells has two parts."""
+    logits, labels, boxes, masks, index = case(dtype=dtype, size=size)
 
     def torchvisions(precision: torch.dtype) -> tuple[Tensor, Tensor]:
         leaf = logits.to(precision).requires_grad_()

@@ -10,7 +10,7 @@ from logs_to_compute import check_log1p
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from kernels.gpu.mask_loss import mask_loss, mask_loss_backward
+from kernels.gpu.mask_loss import mask_loss, mask_loss_backward, mask_loss_with_counts
 from kernels.reference.mask_loss import mask_loss as reference_mask_loss
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("poisoned")]
@@ -108,8 +108,22 @@ def test_fixed_sampling(sampling_ratio: int, channels: int) -> None:
     Case(channels=channels, sampling_ratio=sampling_ratio, size=6).check()
 
 
-def test_more_cells_than_a_block() -> None:
-    Case(size=28, sampling_ratio=1).check()
+@pytest.mark.parametrize("size", [28, 32, 33, 40])
+def test_rows_of_cells_longer_than_a_part(size: int) -> None:
+    """32 cells are a part of a row; the last part may hold one."""
+    Case(size=size, sampling_ratio=1).check()
+
+
+def test_counts_of_rows_of_several_parts() -> None:
+    case = Case(size=33, sampling_ratio=1, channels_last=True)
+    *_, counts = mask_loss_with_counts(*case.arguments())
+    used = torch.nonzero(case.weights)[:, 0]
+    rois = torch.cat([torch.arange(len(used))[:, None], case.boxes[used]], 1)
+    masks = case.masks[case.index[used], None].float()
+    truth = torchvision.ops.roi_align(masks, rois, (33, 33), 1.0, 1, False)[:, 0] >= 0.5
+    said = case.logits[used, case.labels[used]] > 0
+    expected = [truth.numel(), truth.sum(), (said & ~truth).sum(), (truth & ~said).sum()]
+    assert counts.tolist() == [int(each) for each in expected]
 
 
 def test_confident_logits_keep_their_small_loss() -> None:
