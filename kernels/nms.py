@@ -129,15 +129,17 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, implementation: str) 
 def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float, implementation: str) -> Tensor:
     if boxes.shape[0] == 0:
         return boxes.new_empty(0, dtype=torch.int64)
-    classes, segment, sizes = torch.unique(idxs, return_inverse=True, return_counts=True)
-    members = torch.sort(segment, stable=True).indices  # by class, then by index
-    place = torch.arange(len(members), device=boxes.device) - (sizes.cumsum(0) - sizes)[segment[members]]
+    by_class = torch.sort(idxs.long(), stable=True)
+    _, sizes = torch.unique_consecutive(by_class.values, return_counts=True)
     longest = int(sizes.max())
-    index = boxes.new_zeros((len(classes), longest), dtype=torch.int64)
-    index[segment[members], place] = members
+    present = torch.arange(longest, device=boxes.device) < sizes[:, None]
+    index = torch.zeros_like(present, dtype=torch.int64).masked_scatter_(present, by_class.indices)
     arguments = (boxes[index], scores[index], iou_threshold, longest, sizes, True)
     keep, _ = run(implementation, "nms", "segmented_nms", boxes.device, *arguments)
-    kept = index.gather(1, keep.clamp(min=0))[keep >= 0].sort().values
+    nobody = len(scores)
+    flags = torch.zeros(nobody + 1, dtype=torch.bool, device=boxes.device)
+    flags[torch.where(keep >= 0, index.gather(1, keep.clamp(min=0)), nobody)] = True
+    kept = torch.nonzero(flags[:nobody]).squeeze(1)
     return kept[torch.sort(scores[kept], descending=True, stable=True).indices]
 
 

@@ -109,6 +109,34 @@ def test_a_long_chain_of_suppression() -> None:
             assert torch.equal(nms(boxes, scores, 0.3), torchvision.ops.nms(boxes, scores, 0.3))
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("places", [1, 4])
+def test_crowds(places: int, threshold: float) -> None:
+    """So many boxes at few places that the best are gone through first, among boxes that overlap with nothing."""
+    generator = torch.Generator().manual_seed(places)
+    x, y = 100 * torch.rand(2, places, generator=generator)[:, torch.arange(2_000) % places]
+    corner = torch.stack([x, y], 1) + (10 * torch.rand(2_000, 2, generator=generator)).round()
+    boxes = torch.cat([corner, corner + 50 + (10 * torch.rand(2_000, 2, generator=generator)).round()], 1)
+    boxes[::100] = torch.tensor([0.0, 0, INF, INF])
+    boxes[1::100, 3] = NAN
+    boxes[2::100, 2] = 0
+    scores = torch.randint(0, 500, (2_000,), generator=generator) / 500
+    check_segments(torch.stack([boxes, 9 * boxes]), scores.repeat(2, 1), threshold, 2_000, None, "eager")
+
+
+def test_a_crowd_that_suppresses_nothing() -> None:
+    y1 = torch.arange(1_000.0)[torch.randperm(1_000, generator=torch.Generator().manual_seed(0))]
+    boxes = torch.stack([torch.zeros_like(y1), y1, torch.full_like(y1, 50.0), y1 + 1], 1)
+    with use("eager"):
+        assert torch.equal(nms(boxes, y1, 0.5), torch.argsort(y1, descending=True))
+
+
+def test_a_crowd_at_one_spot_needs_no_pairs() -> None:
+    """Of 30,000 boxes: 450 million pairs, 7 GB of indices."""
+    with use("eager"):
+        assert nms(torch.tensor([0.0, 0, 10, 10]).expand(30_000, 4), torch.ones(30_000), 0.5).tolist() == [0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_dtypes(implementation: Implementation, dtype: torch.dtype) -> None:
