@@ -31,7 +31,7 @@ from rich.table import Table
 from bench.environment import environment
 from bench.verification.case import Finding
 from bench.verification.operations import OPERATIONS
-from bench.verification.outcomes import Case, verify_one
+from bench.verification.outcomes import Outcome, verify_one
 from bench.verification.places import Place, environment_for, place, whatever_is_there
 from bench.verification.scenes import Scene, scenes
 
@@ -95,12 +95,12 @@ def main(arguments: list[str]) -> int:
     return report(cases, where, environment(here.describe()), console, chosen.json)
 
 
-def summary(cases: Sequence[Case]) -> str:
+def summary(cases: Sequence[Outcome]) -> str:
     """One line on the cases of an operation."""
     return f"{cases[0].operation}: {counted(cases)} of a process"
 
 
-def counted(cases: Sequence[Case]) -> str:
+def counted(cases: Sequence[Outcome]) -> str:
     """How many there are, and what they cost in this run."""
     broken, remembered = sum(bool(case.breaches) for case in cases), sum(case.remembered for case in cases)
     seconds = sum(case.seconds for case in cases if not case.remembered)
@@ -140,7 +140,7 @@ def default_jobs(where: str) -> int:
 
 def verified(
     picked: Sequence[tuple[str, str, str, Scene]], here: Place, jobs: int, fresh: bool = False
-) -> Iterator[Case]:
+) -> Iterator[Outcome]:
     """The cases in their order, by processes of a thread each if there are to be several."""
     verify = partial(verify_one, here=here, fresh=fresh)
     if min(jobs, len(picked)) == 1:
@@ -163,7 +163,7 @@ def told(finding: Finding) -> str:
     return f"{where}: {finding.comparison}"
 
 
-def report(cases: Sequence[Case], where: str, made_with: dict[str, str], console: Console, file: Path | None) -> int:
+def report(cases: Sequence[Outcome], where: str, made_with: dict[str, str], console: Console, file: Path | None) -> int:
     """Prints the table, writes the file; the exit code."""
     console.print(_table(cases, made_with["device"]))
     broken = [case for case in cases if case.breaches]
@@ -174,7 +174,7 @@ def report(cases: Sequence[Case], where: str, made_with: dict[str, str], console
     return 1 if broken else 0
 
 
-def _table(cases: Sequence[Case], device: str) -> Table:
+def _table(cases: Sequence[Outcome], device: str) -> Table:
     table = Table(title=f"Largest error as a share of what is allowed, on {device}", title_justify="left")
     for heading in ("operation", "dtype", "layout", "cases"):
         table.add_column(heading)
@@ -182,7 +182,7 @@ def _table(cases: Sequence[Case], device: str) -> Table:
         table.add_column(side, justify="right")
     table.add_column("triton, approximations at an end", justify="right")
     table.add_column("holds")
-    groups: dict[tuple[str, str, str], list[Case]] = {}
+    groups: dict[tuple[str, str, str], list[Outcome]] = {}
     for case in cases:
         groups.setdefault((case.operation, case.dtype, case.layout), []).append(case)
     for key, group in groups.items():
@@ -201,7 +201,7 @@ def _share(shares: Sequence[float | None]) -> str:
     return "exact" if worst == 0 else "wrong" if math.isinf(worst) else f"{worst:.2f}"
 
 
-def _row(case: Case) -> dict[str, object]:
+def _row(case: Outcome) -> dict[str, object]:
     findings = [
         {
             "side": each.side,

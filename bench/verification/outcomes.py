@@ -25,7 +25,7 @@ PACKAGES = ("torch", "triton", "torchvision", "numpy", "pycocotools")
 
 
 @dataclass(frozen=True)
-class Case:
+class Outcome:
     """An operation with a dtype, a layout and a shape, and what was found.
 
     Attributes:
@@ -54,7 +54,7 @@ class Case:
         return max((each.comparison.share for each in chosen), default=None)
 
 
-def verify_one(operation: str, dtype: str, layout: str, scene: Scene, here: Place, fresh: bool = False) -> Case:
+def verify_one(operation: str, dtype: str, layout: str, scene: Scene, here: Place, fresh: bool = False) -> Outcome:
     """A case in a place: what is on the disk if it held with these sources and versions, else made now.
 
     What ran on a real GPU is not kept: it depends on the machine's driver and tuning.
@@ -65,18 +65,18 @@ def verify_one(operation: str, dtype: str, layout: str, scene: Scene, here: Plac
         problem = OPERATIONS[operation][0](scene, getattr(torch, dtype), layout)
         oracle: Literal["eager", "reference"] = "eager" if scene.full else "reference"
         findings = verify_case(problem, getattr(torch, dtype), here, oracle)
-        return asdict(Case(operation, dtype, layout, scene.name, time.perf_counter() - start, tuple(findings)))
+        return asdict(Outcome(operation, dtype, layout, scene.name, time.perf_counter() - start, tuple(findings)))
 
     def keep(made: Mapping[str, Any]) -> bool:
-        return here.device == "cpu" and not _case(made).breaches
+        return here.device == "cpu" and not _outcome(made).breaches
 
     name = f"verify {here.describe()}, {operation}, {dtype}, {layout}, {scene}"
     made, remembered = cached(name, SOURCES, PACKAGES, make, fresh, keep)
-    return _case({**made, "remembered": remembered})
+    return _outcome({**made, "remembered": remembered})
 
 
-def _case(made: Mapping[str, Any]) -> Case:
-    return Case(**{**made, "findings": tuple(_finding(**each) for each in made["findings"])})
+def _outcome(made: Mapping[str, Any]) -> Outcome:
+    return Outcome(**{**made, "findings": tuple(_finding(**each) for each in made["findings"])})
 
 
 def _finding(comparison: Mapping[str, Any], **others: Any) -> Finding:

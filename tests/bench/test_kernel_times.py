@@ -48,6 +48,21 @@ def eager(case: Any, function: Any = None) -> Provider:
     return Provider("eager", function or case.ours, case.inputs, lambda: kernels.use("eager"))
 
 
+def note_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names, as they come, of functions that run having gone through torch.compile, which does nothing."""
+    compiled: list[str] = []
+
+    def compiling(function: Any) -> Any:
+        def noted(*arguments: Any) -> Any:
+            compiled.append(function.__name__)
+            return function(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    return compiled
+
+
 def test_percentiles_between_samples() -> None:
     assert spread([5.0, 1.0, 3.0, 2.0, 4.0, 0.0]) == pytest.approx((1.0, 2.5, 4.0))
     assert spread([1.0, 2.0]) == pytest.approx((1.2, 1.5, 1.8))
@@ -171,16 +186,7 @@ def test_batched_nms_is_not_timed_if_it_keeps_other_boxes() -> None:
 
 def test_providers_and_what_they_activate(monkeypatch: pytest.MonkeyPatch) -> None:
     case = roi_align(7, torch.float32, "contiguous", 4, QUICK)
-    compiled = []
-
-    def compiling(function: Any) -> Any:
-        def counted(*arguments: Any) -> Any:
-            compiled.append(function.__name__)
-            return function(*arguments)
-
-        return counted
-
-    monkeypatch.setattr(torch, "compile", compiling)
+    compiled = note_what_is_compiled(monkeypatch)
     names = {provider.name: provider for provider in kernel_times.providers(case)}
     assert list(names) == ["ours", "torchvision", "eager", "torch.compile of eager"]
     for name, calls in (("torchvision", []), ("eager", []), ("torch.compile of eager", ["roi_align"])):
@@ -203,16 +209,7 @@ NOT_ABOVE = [name for name in OPERATIONS if name not in WITH_BARS]
 @pytest.mark.parametrize("case", list(cases(operations=NOT_ABOVE, workload=QUICK)), ids=name_of)
 def test_every_case_is_right_and_every_provider_of_it_is_timed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but ours, which needs a GPU; the virtual one runs it in `virtual_gpu/test_virtual_kernel_counts.py`."""
-    compiled = []
-
-    def compiling(function: Any) -> Any:
-        def noted(*arguments: Any) -> Any:
-            compiled.append(function.__name__)
-            return function(*arguments)
-
-        return noted
-
-    monkeypatch.setattr(torch, "compile", compiling)
+    compiled = note_what_is_compiled(monkeypatch)
     monkeypatch.setattr(kernel_times, "WARM_UP", 1)
     least = case.least(case.inputs())
     assert least

@@ -225,10 +225,10 @@ def _with(problem: Problem, **changes: Any) -> Problem:
 def test_approximate_ends_bind_selections_only() -> None:
     """The table shows what they do to values; only what a person must act on ends the run with 1."""
     far = compare(torch.ones(3), torch.zeros(3).double(), torch.zeros(3), torch.float32)
-    case = verify.Case("op", "float32", "any", "some", 1.0, (Finding("triton", "out", far, "low", binding=False),))
+    case = verify.Outcome("op", "float32", "any", "some", 1.0, (Finding("triton", "out", far, "low", binding=False),))
     target = Console(file=io.StringIO(), width=160)
     assert verify.report([case], "virtual", {"device": "none"}, target, None) == 0
-    case = verify.Case("op", "float32", "any", "some", 1.0, (Finding("triton", "out", far, "low"),))
+    case = verify.Outcome("op", "float32", "any", "some", 1.0, (Finding("triton", "out", far, "low"),))
     assert verify.report([case], "virtual", {"device": "none"}, target, None) == 1
 
 
