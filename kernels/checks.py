@@ -84,6 +84,12 @@ def check_whole(name: str, value: Any, least: int | None = None) -> None:
         raise ValueError(f"{name} is {value!r}; it must be a whole number{range_}")
 
 
+def check_flag(name: str, value: Any) -> None:
+    """True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} is {value!r}; it must be True or False")
+
+
 def check_number(name: str, value: Any, least: float, most: float = math.inf) -> None:
     """A number, not NaN, from `least` to `most`."""
     if not is_number(value) or not least <= value <= most:

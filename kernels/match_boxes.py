@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.checks import INTEGERS, check_tensor, check_values
+from kernels.checks import INTEGERS, check_flag, check_tensor, check_values
 from kernels.dispatch import implementation_for, run, values_may_be_read
 
 
@@ -38,8 +38,9 @@ def match_boxes(
     images = anchors.shape[0] if anchors.ndim == 3 else "B"
     check_tensor("gt_boxes", gt_boxes, (images, "G", 4), device=anchors.device)
     check_tensor("gt_counts", gt_counts, gt_boxes.shape[:1], dtypes=INTEGERS, device=anchors.device)
+    check_flag("with_forced", with_forced)
     result: tuple[Tensor, Tensor, Tensor] = _match_boxes(
-        anchors.detach(), gt_boxes.detach(), gt_counts, with_forced, implementation_for(anchors)
+        anchors.detach(), gt_boxes.detach(), gt_counts, bool(with_forced), implementation_for(anchors)
     )
     return result
 

@@ -1,5 +1,6 @@
 """Non-maximum suppression: of one list of boxes, class by class, and of many segments at a fixed size."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -7,6 +8,9 @@ from torch import Tensor
 
 from kernels.checks import INTEGERS, check_number, check_tensor, check_values, check_whole
 from kernels.dispatch import implementation_for, run, values_may_be_read
+
+# Boxes with padding that cost less than launches for them alone.
+_LITTLE = 1 << 14
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -131,16 +135,34 @@ def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: flo
         return boxes.new_empty(0, dtype=torch.int64)
     by_class = torch.sort(idxs.long(), stable=True)
     _, sizes = torch.unique_consecutive(by_class.values, return_counts=True)
-    longest = int(sizes.max())
-    present = torch.arange(longest, device=boxes.device) < sizes[:, None]
-    index = torch.zeros_like(present, dtype=torch.int64).masked_scatter_(present, by_class.indices)
-    arguments = (boxes[index], scores[index], iou_threshold, longest, sizes, True)
-    keep, _ = run(implementation, "nms", "segmented_nms", boxes.device, *arguments)
+    starts = sizes.cumsum(0) - sizes
+    by_size = torch.sort(sizes, descending=True)
     nobody = len(scores)
     flags = torch.zeros(nobody + 1, dtype=torch.bool, device=boxes.device)
-    flags[torch.where(keep >= 0, index.gather(1, keep.clamp(min=0)), nobody)] = True
+    for group, longest in _of_like_size(by_size.values.tolist()):
+        own = by_size.indices[group]
+        place = starts[own, None] + torch.arange(longest, device=boxes.device)  # of a short class, other boxes as well
+        index = by_class.indices[place.clamp_(max=nobody - 1)]
+        arguments = (boxes[index], scores[index], iou_threshold, longest, sizes[own], True)
+        keep, _ = run(implementation, "nms", "segmented_nms", boxes.device, *arguments)
+        flags[torch.where(keep >= 0, index.gather(1, keep.clamp(min=0)), nobody)] = True
     kept = torch.nonzero(flags[:nobody]).squeeze(1)
     return kept[torch.sort(scores[kept], descending=True, stable=True).indices]
+
+
+def _of_like_size(sizes: list[int]) -> Iterator[tuple[slice, int]]:
+    """Slices of descending sizes of classes, and the largest in each, to which its others are padded.
+
+    At most half of a slice is padding, or there is little of it. So the comparisons take no more memory than those of
+    two lists of all boxes would, where one large class among many small ones would else be too much.
+    """
+    start, total = 0, 0
+    for stop, size in enumerate(sizes):
+        total += size
+        if (stop + 1 - start) * sizes[start] > max(2 * total, _LITTLE):
+            yield slice(start, stop), sizes[start]
+            start, total = stop, size
+    yield slice(start, len(sizes)), sizes[start]
 
 
 @_batched_nms.register_fake

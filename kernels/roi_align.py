@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.checks import (
+    check_flag,
     check_positive,
     check_sampling_ratio,
     check_size,
@@ -119,6 +120,7 @@ def _pool(
 ) -> Tensor:
     size = checked_size(output_size)
     check_sampling_ratio(sampling_ratio)
+    check_flag("aligned", aligned)
     rois = checked_rois(boxes, features[0]).detach()
     channels_last = not features[0].is_contiguous()
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -129,7 +131,7 @@ def _pool(
         spatial_scales,
         size,
         sampling_ratio,
-        aligned,
+        bool(aligned),
         canonical_scale,
         canonical_level,
         implementation_for(features[0]),

@@ -3,10 +3,10 @@
 Two boxes whose IoU is above a threshold t start within (1 - t) of a box's width of each other. In the order of their
 left sides, the boxes that one has to be compared with therefore lie side by side in memory, behind it, and a binary
 search finds how many they are. What is left is a sparse graph of "suppresses", from higher to lower score. In rounds,
-boxes that nobody can suppress any more stay, what they suppress goes, and the pairs of both are done with. All segments
-go through together. Of a crowd, whose pairs would be many, the best are gone through one by one first. What is selected
-goes through NumPy, which finds the few of many flags several times as fast as PyTorch; tensors of a GPU are copied for
-it.
+boxes that nobody can suppress any more stay, what they suppress goes, and the pairs of both are done with. Segments are
+treated together. Where boxes crowd, a graph would be large: then the best boxes, which leave little of a crowd, are
+compared with all others first. NumPy selects, as it finds the few of many flags several times as fast as PyTorch; what
+is on a GPU is copied for it.
 """
 
 from collections.abc import Iterator
@@ -22,9 +22,11 @@ from kernels.rounding import float32_at_most
 _ROWS = 32
 # Pairs that are compared at a time: fewer, and calling costs more than comparing; more would leave the caches.
 _CELLS = 1 << 17
-# Pairs a box from which on the best are gone through first, some at a time: of a crowd they leave little.
-_CROWD = 256
+# Pairs above the threshold, for each box, that are a crowd.
+_CROWD = 32
+# The best boxes of a segment that a crowd is compared with first, and pairs that are then compared at a time.
 _BEST = 32
+_BEST_PAIRS = 1 << 23
 # Rounding of the sweep's bounds, relative to the coordinates; too many pairs do no harm.
 _SLACK = 1e-5
 
@@ -68,68 +70,67 @@ def _greedy(boxes: Tensor, present: Tensor, iou_threshold: float) -> Tensor:
     """Which of boxes [S, n, 4] by descending score are kept [S, n], of those that are present [S, n]."""
     x1, y1, x2, y2 = boxes.unbind(2)
     # Only boxes with an area can suppress and be suppressed; a comparison with NaN is false.
-    usable = present & (x2 > x1) & (y2 > y1) & (x2 - x1 < float("inf")) & (y2 - y1 < float("inf"))
-    idle = present & ~usable
-    by_start, partners = _partners(boxes, usable, iou_threshold)
-    start, number = 0, usable.numel()
-    while partners.sum() > _CROWD * number and start < boxes.shape[1]:
-        stop = start + max(1, min(_BEST, 64 * _CELLS // number))
-        thinned = _without_suppressed(boxes, usable, start, stop, iou_threshold)
-        worthwhile = 8 * (usable & ~thinned).sum() > usable.sum()
-        start, usable = stop, thinned
-        by_start, partners = _partners(boxes, usable, iou_threshold)
-        if not worthwhile:
-            break
-    winners, losers = _suppressions(boxes, by_start, partners, iou_threshold)
-    alive = usable.flatten().numpy(force=True).copy()
+    left = present & (x2 > x1) & (y2 > y1) & (x2 - x1 < float("inf")) & (y2 - y1 < float("inf"))
+    kept = present & ~left
+    best = _BEST
+    while (pairs := _suppressions(boxes, left, iou_threshold)) is None:
+        before = left.sum()
+        stay, left = _best_and_rest(boxes, left, min(best, max(_BEST_PAIRS // left.numel(), 1)), iou_threshold)
+        kept |= stay
+        if before - left.sum() < _CROWD * best:  # not yet those that the crowd is around
+            best *= 2
+    winners, losers = pairs
+    alive = left.flatten().numpy(force=True).copy()
     while len(winners):
-        contested = np.zeros_like(alive)
-        contested[losers] = True
-        contest = contested[winners]
-        alive[losers[~contest]] = False  # nobody is left to suppress their winners
-        contest &= alive[winners] & alive[losers]
-        winners, losers = winners[contest], losers[contest]
-    return idle | torch.from_numpy(alive).to(present.device).view_as(present)
+        threatened = np.zeros_like(alive)
+        threatened[losers] = True
+        open_ = threatened[winners]
+        alive[losers[~open_]] = False
+        open_ &= alive[winners] & alive[losers]
+        winners, losers = winners[open_], losers[open_]
+    return kept | torch.from_numpy(alive).to(kept.device).view_as(kept)
 
 
-def _without_suppressed(boxes: Tensor, usable: Tensor, start: int, stop: int, iou_threshold: float) -> Tensor:
-    """The `usable` boxes [S, n] that are left by those of ranks `start` to `stop`, the best that are not done with."""
-    x1, y1, x2, y2 = boxes[:, start:].unbind(2)
-    best_x1, best_y1, best_x2, best_y2 = boxes[:, start:stop, None].unbind(3)
+def _best_and_rest(boxes: Tensor, left: Tensor, number: int, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """Of the best `number` that are `left` in each segment those that stay, and what they leave of the others."""
+    chosen = left & (left.cumsum(dim=1) <= number)
+    index = torch.sort(chosen.byte(), dim=1, descending=True, stable=True).indices[:, :number]
+    x1, y1, x2, y2 = boxes.unbind(2)
+    best = boxes.gather(1, index[..., None].expand(-1, -1, 4))
+    best_x1, best_y1, best_x2, best_y2 = best[:, :, None].unbind(3)
     height = (torch.minimum(best_y2, y2[:, None]) - torch.maximum(best_y1, y1[:, None])).clamp_(min=0)
     overlap = (torch.minimum(best_x2, x2[:, None]) - torch.maximum(best_x1, x1[:, None])).mul_(height)
     area = (x2 - x1) * (y2 - y1)
-    above = overlap.div_(area[:, : stop - start, None] + area[:, None] - overlap) > iou_threshold
-    usable = usable.clone()
-    left = usable[:, start:]
-    for rank, suppressed in enumerate(above.unbind(1)):
-        suppressed[:, : rank + 1] = False
-        left &= ~(suppressed & left[:, rank, None])
-    return usable
+    above = overlap.div_(area.gather(1, index)[..., None] + area[:, None] - overlap) > iou_threshold
+    above &= index[..., None] < torch.arange(boxes.shape[1], device=boxes.device)
+    left = left.clone()
+    for place, suppressed in zip(index.split(1, dim=1), above.unbind(1), strict=True):
+        left &= ~(suppressed & left.gather(1, place))
+    return left & chosen, left & ~chosen
 
 
-def _partners(boxes: Tensor, usable: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
-    """Order of boxes along x, and with how many behind it in this order each has to be compared; both [S, n]."""
-    x1, x2 = boxes[..., 0], boxes[..., 2]
+def _suppressions(boxes: Tensor, usable: Tensor, iou_threshold: float) -> tuple[Indices, Indices] | None:
+    """Pairs of flat indices, the better box first, whose IoU is above the threshold; None if they are a crowd."""
+    segments, number = usable.shape
+    x1, y1, x2, y2 = boxes.unbind(2)
     start, by_start = torch.sort(torch.where(usable, x1, float("inf")), dim=1)
     reach = (1 - iou_threshold) * (x2 - x1) + _SLACK * (x1.abs() + x2.abs())
-    stop = torch.where(usable, x1 + reach, float("-inf")).gather(1, by_start)
-    partners = torch.searchsorted(start, stop, right=True)
-    return by_start, partners.sub_(torch.arange(1, boxes.shape[1] + 1, device=boxes.device)).clamp_(min=0)
-
-
-def _suppressions(boxes: Tensor, by_start: Tensor, partners: Tensor, iou_threshold: float) -> tuple[Indices, Indices]:
-    """Pairs of flat indices, the better box first, whose IoU is above the threshold."""
-    segments, number = by_start.shape
-    x1, y1, x2, y2 = boxes.unbind(2)
-    rank = (by_start + number * torch.arange(segments, device=boxes.device)[:, None]).flatten()
-    sides = torch.stack([x1, y1, x2, y2, (x2 - x1) * (y2 - y1)]).flatten(1)[:, rank].numpy(force=True)
-    ranks = rank.numpy(force=True)
+    stop = torch.where(usable, x1 + reach, float("-inf")).clamp_(max=torch.finfo(x1.dtype).max).gather(1, by_start)
+    # In the order of x1, the partners of a box are those behind it that start before it reaches too far.
+    partners = torch.searchsorted(start, stop, right=True) - torch.arange(1, number + 1, device=boxes.device)
+    flat = (by_start + number * torch.arange(segments, device=boxes.device)[:, None]).flatten()
+    sides = torch.stack([x1, y1, x2, y2, (x2 - x1) * (y2 - y1)]).flatten(1)[:, flat]
+    found = _pairs_above(sides.numpy(force=True), partners.clamp_(min=0).flatten().numpy(force=True), iou_threshold)
+    most = _CROWD * int(usable.sum())
+    ranks = flat.numpy(force=True)
     winners, losers = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for first, second in _pairs_above(sides, partners.flatten().numpy(force=True), iou_threshold):
+    for first, second in found:
         one, other = ranks[first], ranks[second]
         winners.append(np.minimum(one, other))
         losers.append(np.maximum(one, other))
+        most -= len(one)
+        if most < 0:
+            return None
     return np.concatenate(winners), np.concatenate(losers)
 
 
@@ -140,7 +141,7 @@ def _pairs_above(
 
     The boxes of a block are compared with a band of boxes behind each, as many as the one with the most partners has,
     and blocks with bands of like widths together. Bands are views, and buffers always the same, as fresh memory costs
-    as much as the comparison. sides: x1, y1, x2, y2 and area [5, T] by ascending x1.
+    as much as the comparison. sides: x1, y1, x2, y2 and area [5, T] by ascending x1; the last has no partner.
     """
     starts = np.arange(0, len(partners), _ROWS)
     widths = np.maximum.reduceat(partners, starts)

@@ -56,7 +56,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "paste_masks": PASTED,
     "encode_masks": PASTED,
     "mask_runs": {**PASTED, "capacity": 30},
-    "match_boxes": {"anchors": BOXES, "gt_boxes": BOXES[None], "gt_counts": torch.tensor([2])},
+    "match_boxes": {"anchors": BOXES, "gt_boxes": BOXES[None], "gt_counts": torch.tensor([2]), "with_forced": True},
     "decode_boxes": {
         "offsets": torch.zeros(2, 6, 4),
         "anchors": torch.ones(6, 4),
@@ -85,6 +85,8 @@ NUMBERS: dict[str, list[Any]] = {
     "image_size": [5, *NO_SIZES],
     "spatial_scale": [0, -1.0, NAN, INF, *NO_NUMBERS],
     "spatial_scales": [None, 0.5, [], [0.5], [0.5, 0.25, 0.125], [NAN, 0.25], [INF, INF], ["a", "b"], [0.5, 0.5]],
+    "aligned": [*NO_NUMBERS[:-1], 0, 1],
+    "with_forced": [*NO_NUMBERS[:-1], 0, 1],
     "sampling_ratio": [2.0, 2.5, NAN, 129, 10**10, *NO_NUMBERS],
     "canonical_scale": [0, -1.0, NAN, INF, *NO_NUMBERS],
     "canonical_level": [2.5, NAN, *NO_NUMBERS],

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels import batched_nms, nms, segmented_nms, use
 from kernels.dispatch import Implementation
+from kernels.nms import _of_like_size
 from kernels.rounding import float32_at_most
 
 IMPLEMENTATIONS: list[Implementation] = ["eager", "reference"]
@@ -92,6 +93,34 @@ def test_batched_nms_is_nms_of_each_class(
     assert kept == sorted(expected, key=lambda index: (-scores[index].item(), index))
 
 
+@pytest.mark.parametrize("sizes", [[3_000, 2_900, 40, 30, 20, 10, 9, 8, 1, 1], [1] * 50 + [2_500], [700] * 3])
+def test_classes_of_unlike_sizes(sizes: list[int]) -> None:
+    boxes, scores = random_boxes(sum(sizes))
+    generator = torch.Generator().manual_seed(1)
+    boxes = 20 * boxes + torch.randint(0, 10, boxes.shape, generator=generator)
+    order = torch.randperm(len(boxes), generator=generator)
+    idxs = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[order]
+    with use("eager"):
+        kept = batched_nms(boxes, scores, idxs, 0.3)
+    chosen = [
+        members[torchvision.ops.nms(boxes[members], scores[members], 0.3)]
+        for members in (torch.nonzero(idxs == each)[:, 0] for each in range(len(sizes)))
+    ]
+    expected = torch.cat(chosen).sort().values
+    assert torch.equal(kept, expected[torch.sort(scores[expected], descending=True, stable=True).indices])
+
+
+@pytest.mark.parametrize("sizes", [[20_000] + [1] * 90, [2_000] * 5, [20_000 // each for each in range(1, 81)]])
+def test_padding_is_at_most_half(sizes: list[int]) -> None:
+    groups = list(_of_like_size(sizes))
+    assert [size for group, _ in groups for size in sizes[group]] == sizes
+    for group, longest in groups:
+        own = sizes[group]
+        assert longest == max(own)
+        assert longest * len(own) <= max(2 * sum(own), 1 << 14)
+    assert len(groups) <= 4
+
+
 @pytest.mark.parametrize("number", [1, 127, 128, 129, 700])
 def test_around_the_size_of_a_block(number: int) -> None:
     for threshold in (0.05, 0.5, 0.9):
@@ -112,7 +141,7 @@ def test_a_long_chain_of_suppression() -> None:
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("places", [1, 4])
 def test_crowds(places: int, threshold: float) -> None:
-    """So many boxes at few places that the best are gone through first, among boxes that overlap with nothing."""
+    """Of so many boxes at few places that the best are compared with the others first, some not usable."""
     generator = torch.Generator().manual_seed(places)
     x, y = 100 * torch.rand(2, places, generator=generator)[:, torch.arange(2_000) % places]
     corner = torch.stack([x, y], 1) + (10 * torch.rand(2_000, 2, generator=generator)).round()
@@ -131,10 +160,22 @@ def test_a_crowd_that_suppresses_nothing() -> None:
         assert torch.equal(nms(boxes, y1, 0.5), torch.argsort(y1, descending=True))
 
 
-def test_a_crowd_at_one_spot_needs_no_pairs() -> None:
-    """Of 30,000 boxes: 450 million pairs, 7 GB of indices."""
+@pytest.mark.parametrize(("spots", "alone"), [(1, 0), (2, 0), (9, 100)])
+def test_crowds_need_no_pairs(spots: int, alone: int) -> None:
+    """20,000 boxes at few spots, the best first that overlap with nothing: up to 200 million pairs, 3 GB of indices."""
+    spot = torch.arange(20_000) * spots // 20_000
+    boxes = torch.tensor([0.0, 0, 10, 10]) + 100 * spot[:, None]
+    boxes[:alone] = torch.tensor([0.0, -50, 10, -40]) + 20 * torch.arange(alone)[:, None] * torch.tensor([1, 0, 1, 0])
+    expected = [*range(alone), *(int((spot[alone:] == each).nonzero()[0]) + alone for each in range(spots))]
     with use("eager"):
-        assert nms(torch.tensor([0.0, 0, 10, 10]).expand(30_000, 4), torch.ones(30_000), 0.5).tolist() == [0]
+        assert nms(boxes, torch.linspace(1, 0.5, 20_000), 0.5).tolist() == expected
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_boxes_near_the_largest_number(implementation: Implementation) -> None:
+    boxes = torch.tensor([[5.78e37, 0, -3.54e37, 2], [2.339e38, 1, 2.647e38, 3], [2.339e38, 1, 2.647e38, 3]])
+    with use(implementation):
+        assert nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.1).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
