@@ -37,7 +37,10 @@ def untouched(*shape: int, dtype: torch.dtype) -> Tensor:
 
 @contextmanager
 def only_last(name: str, items: int) -> Iterator[None]:
-    """While active, the kernel runs the programs of the last of so many items and no other: all would take minutes."""
+    """While active, the kernel runs the programs of the last of so many items and no other: all would take minutes.
+
+    Items are side by side along the first axis of the grid.
+    """
     assemble, launch = triton_kernels._assembled, tuning.launch
     skipped = 0
 
@@ -50,10 +53,12 @@ def only_last(name: str, items: int) -> Iterator[None]:
     def shortened(kernel: Any, grid: Any, tensors: Any, **arguments: Any) -> None:
         nonlocal skipped
         if triton_kernels.plain_kernel(kernel).__name__ == name:
-            config = tuning.configuration(kernel, grid, tensors, arguments)
-            (programs,) = grid({**arguments, **config.all_kwargs()})
+            if callable(grid):
+                config = tuning.configuration(kernel, grid, tensors, arguments)
+                grid = grid({**arguments, **config.all_kwargs()})
+            programs, *others = grid
             skipped = programs // items * (items - 1)
-            grid = (programs // items,)
+            grid = (programs // items, *others)
         launch(kernel, grid, tensors, **arguments)
 
     with mock.patch.object(triton_kernels, "_assembled", shifted), mock.patch.object(tuning, "launch", shortened):
@@ -144,3 +149,64 @@ def test_segmented_nms() -> None:
     wanted = torchvision.ops.nms(boxes[-1, :count], scores[-1, :count], 0.3)
     assert kept.tolist() == [0] * (segments - 1) + [len(wanted)]
     assert keep[-1, : len(wanted)].equal(wanted)
+
+
+def test_roi_pool() -> None:
+    """A map of more than 2^31 elements; a RoI in its last corner."""
+    channels, side = 64, 5900
+    assert (channels - 1) * side**2 > LIMIT
+    pixels = torch.randn((channels, 8, 8), generator=torch.Generator().manual_seed(0))
+    feature = untouched(1, side, side, channels, dtype=torch.float32).permute(0, 3, 1, 2)
+    feature[0, :, -8:, -8:] = pixels
+    corner = side - 8
+    rois = torch.tensor([[0.0, corner + 1, corner + 2, corner + 6, corner + 7]])
+    with kernels.use("triton"), active():
+        ours = kernels.roi_pool(feature, rois, 3, 1.0)
+    part = rois - torch.tensor([0.0, *[corner] * 4])
+    assert ours.equal(torchvision.ops.roi_pool(pixels[None], part, 3, 1.0))
+
+
+def test_mask_predict() -> None:
+    """Features of more than 2^31 elements, and their gradient; all but the last RoI's are zero."""
+    number, channels, classes, size = 43_000, 64, 3, 28
+    assert (number - 1) * channels * size * size > LIMIT
+    features = untouched(number, size, size, channels, dtype=torch.bfloat16).permute(0, 3, 1, 2)
+    generator = torch.Generator().manual_seed(0)
+    features[-1] = torch.randn((channels, size, size), generator=generator)
+    weight, bias = torch.randn((classes, channels), generator=generator), torch.randn(classes, generator=generator)
+    weight, bias = weight.bfloat16(), bias.bfloat16()
+    labels = torch.full((number,), classes)  # no class: what is not run adds nothing
+    labels[-1] = 1
+    grad = untouched(number, size, size, dtype=torch.float32)
+    grad[-1] = torch.randn((size, size), generator=generator)
+    features.requires_grad_()
+    with kernels.use("triton"), active(pattern=None):
+        with only_last("_logits_kernel", number):
+            ours = kernels.mask_predict(features, weight, bias, labels)
+        with only_last("_class_gradient_kernel", number):
+            (gradient,) = torch.autograd.grad(ours, features, grad)
+    last = features.detach()[-1:]
+    exact, plain = [], []
+    for results, dtype in ((exact, torch.float64), (plain, torch.float32)):
+        leaf = last.to(dtype).contiguous().requires_grad_()
+        logits = torch.nn.functional.conv2d(leaf, weight[1:2, :, None, None].to(dtype), bias[1:2].to(dtype))
+        masks = logits.sigmoid()[:, 0]
+        results += [masks.detach(), *torch.autograd.grad(masks, leaf, grad[-1:].to(dtype))]
+    assert_error_rule(ours[-1:].detach(), exact[0], plain[0], ours.dtype)
+    assert_error_rule(gradient[-1:], exact[1], plain[1].bfloat16(), torch.bfloat16)
+
+
+def test_decode_keypoints() -> None:
+    """Heatmaps of more than 2^31 pixels; only the last box has any."""
+    number, keypoints, size = 40_500, 17, 56
+    assert (number - 1) * keypoints * size * size > LIMIT
+    heatmaps, boxes = untouched(number, keypoints, size, size, dtype=torch.float32), torch.zeros(number, 4)
+    heatmaps[-1] = torch.randn((keypoints, size, size), generator=torch.Generator().manual_seed(0))
+    boxes[-1] = torch.tensor([10.0, 20.0, 50.0, 75.0])
+    with kernels.use("triton"), active(pattern=None), only_last("_keypoint_kernel", number):
+        points, scores = kernels.decode_keypoints(heatmaps, boxes)
+    with kernels.use("reference"):
+        wanted, wanted_scores = kernels.decode_keypoints(heatmaps[-1:].double(), boxes[-1:].double())
+        plain = kernels.decode_keypoints(heatmaps[-1:], boxes[-1:])[1]
+    assert_error_rule(points[-1:], wanted, wanted.float(), torch.float32)
+    assert_error_rule(scores[-1:], wanted_scores, plain, torch.float32)
