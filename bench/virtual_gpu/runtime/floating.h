@@ -26,6 +26,17 @@ struct Extreme {
   }
 };
 
+// NaN in f32 is always the canonical one, as on a GPU, and not an operand's: narrower formats make theirs in writing.
+template <class Operation>
+struct OneNaN {
+  template <class... T>
+  auto operator()(T... operands) const -> std::invoke_result_t<Operation, T...> {
+    const auto result = Operation()(operands...);
+    if constexpr (sizeof(result) == sizeof(f32)) return result == result ? result : as_bits<f32>(0x7fffffffu);
+    return result;
+  }
+};
+
 // In one of the processor's rounding modes. Volatile values keep the compiler from moving the operation out.
 template <class Format, class Operation>
 void rounded(Warp &warp, const Instruction &it, u32 lanes) {
@@ -46,18 +57,19 @@ void rounded(Warp &warp, const Instruction &it, u32 lanes) {
   std::fesetround(FE_TONEAREST);
 }
 
-#define FOR_FLOATS(name, operands, Operation)                                                            \
+#define FOR_FLOATS_AS_THEY_ARE(name, operands, Operation)                                                \
   {name ".f32", operands<Plain<f32>, Operation>}, {name ".ftz.f32", operands<FlushedFloat, Operation>},  \
       {name ".f64", operands<Plain<f64>, Operation>}
+#define FOR_FLOATS(name, operands, Operation) FOR_FLOATS_AS_THEY_ARE(name, operands, OneNaN<Operation>)
 #define FOR_SMALL(name, operands, Operation)                                                     \
   {name ".f16", operands<Half, Operation>}, {name ".bf16", operands<BFloat, Operation>},         \
       {name ".f16x2", operands<Half2, Both<Operation>>}, {name ".bf16x2", operands<BFloat2, Both<Operation>>}
 #define FOR_PAIRS_TOO(name, operands, Operation)                                     \
   FOR_FLOATS(name, operands, Operation), FOR_SMALL(name, operands, Operation),       \
-      {name ".f32x2", operands<Float2, Both<Operation>>}
+      {name ".f32x2", operands<Float2, Both<OneNaN<Operation>>>}
 #define ROUNDED(name, Operation)                                                                                  \
-  {name ".directed.f32", rounded<Plain<f32>, Operation>},                                                          \
-      {name ".directed.ftz.f32", rounded<FlushedFloat, Operation>},                                                 \
+  {name ".directed.f32", rounded<Plain<f32>, OneNaN<Operation>>},                                                  \
+      {name ".directed.ftz.f32", rounded<FlushedFloat, OneNaN<Operation>>},                                         \
       {name ".directed.f64", rounded<Plain<f64>, Operation>}
 
 template <class Format, class Operation>
@@ -73,13 +85,13 @@ using MaximumNaN = Extreme<false, true>;
 static const NamedHandler FLOATING_HANDLERS[] = {
     FOR_PAIRS_TOO("add", binary, Add), FOR_PAIRS_TOO("sub", binary, Subtract),
     FOR_PAIRS_TOO("mul", binary, FloatMultiply), FOR_FLOATS("fma", ternary, FusedMultiplyAdd),
-    FOR_SMALL("fma", ternary, SmallFusedMultiplyAdd), {"fma.f32x2", ternary<Float2, Both<FusedMultiplyAdd>>},
+    FOR_SMALL("fma", ternary, SmallFusedMultiplyAdd), {"fma.f32x2", ternary<Float2, Both<OneNaN<FusedMultiplyAdd>>>},
     FOR_FLOATS("div", binary, FloatDivide), FOR_FLOATS("rcp", same, Reciprocal), FOR_FLOATS("sqrt", same, SquareRoot),
     FOR_FLOATS("min", binary, Minimum), FOR_SMALL("min", binary, Minimum), FOR_FLOATS("max", binary, Maximum),
     FOR_SMALL("max", binary, Maximum), FOR_FLOATS("min.NaN", binary, MinimumNaN),
     FOR_SMALL("min.NaN", binary, MinimumNaN), FOR_FLOATS("max.NaN", binary, MaximumNaN),
-    FOR_SMALL("max.NaN", binary, MaximumNaN), FOR_FLOATS("abs", same, Magnitude), FOR_SMALL("abs", same, Magnitude),
-    FOR_FLOATS("neg", same, Opposite), FOR_SMALL("neg", same, Opposite),
+    FOR_SMALL("max.NaN", binary, MaximumNaN), FOR_FLOATS_AS_THEY_ARE("abs", same, Magnitude),
+    FOR_SMALL("abs", same, Magnitude), FOR_FLOATS_AS_THEY_ARE("neg", same, Opposite), FOR_SMALL("neg", same, Opposite),
     {"copysign.f32", binary<Plain<f32>, CopySign>}, {"copysign.f64", binary<Plain<f64>, CopySign>},
     ROUNDED("add", Add), ROUNDED("sub", Subtract), ROUNDED("mul", FloatMultiply), ROUNDED("fma", FusedMultiplyAdd),
     ROUNDED("div", FloatDivide), ROUNDED("rcp", Reciprocal), ROUNDED("sqrt", SquareRoot),

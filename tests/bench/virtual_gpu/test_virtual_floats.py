@@ -88,6 +88,17 @@ def test_special_values(kind: str) -> None:
         assert same_bits(binary(f"copysign.{kind}", a, b), torch.copysign(b, a))
 
 
+@pytest.mark.parametrize("name", ["add.rn", "sub.rz", "mul.rn", "div.rn", "min", "max.NaN"])
+def test_there_is_one_nan_of_arithmetic(name: str) -> None:
+    """PTX: 0x7fffffff in f32, whatever the operands' bits; a sign that is changed leaves them."""
+    first = torch.tensor([0x7FC00001, -0x400000 + 5, 0x7F800001, 0x7FC00000], dtype=torch.int32).view(torch.float32)
+    second = first.flip(0)
+    assert binary(f"{name}.f32", first, second).view(torch.int32).tolist() == [0x7FFFFFFF] * 4
+    body = ".reg .b32 %y0; fma.rn.f32 %y0, %x0, %x1, %x1;"
+    assert elementwise(body, [first, torch.ones(4)], [torch.float32])[0].view(torch.int32).tolist() == [0x7FFFFFFF] * 4
+    assert unary("neg.f32", first).view(torch.int32).tolist() == (first.view(torch.int32) ^ -(2**31)).tolist()
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_extremes(kind: str) -> None:
     """A number wins over NaN unless .NaN is asked for; -0 is less than +0."""
