@@ -7,7 +7,7 @@ Loads are judged where a kernel's bytes are: rows of channels (`HOT_LOADS`), in 
 bytes at a time by each thread, or less where the threads of a program have less of a row (`hot_bytes`): narrow blocks,
 and gradients of 16 bits, 8 bytes a thread. Loads of the other kernels are shown and not judged, each for a reason in
 `NOT_JUDGED`; nor are those of any kernel in contiguous layout, where what a thread reads of a map are single pixels
-under its samples.
+under its samples. In float64, which is for checking, kernels have to compile; what they take is shown and not judged.
 """
 
 import json
@@ -24,6 +24,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from triton.backends.compiler import GPUTarget
 
 import kernels
@@ -37,6 +38,7 @@ from bench.verification.operations import OPERATIONS
 from bench.verification.scenes import Scene
 from bench.virtual_gpu.torch_operations import Watch
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 TARGETS = {"sm_80": AMPERE, "sm_90": HOPPER, "sm_100": BLACKWELL, "gfx942": MI300}
 MOST_REGISTERS = 128
 HOT_BYTES = 16
@@ -96,7 +98,7 @@ class Arguments:
 
     operation: tuple[str, ...] = tuple(OPERATIONS)
     kernel: tuple[str, ...] = ()
-    dtype: tuple[str, ...] = ("float32", "bfloat16")
+    dtype: tuple[str, ...] = DTYPES
     target: tuple[str, ...] = tuple(TARGETS)
     json: Path | None = None
     fresh: bool = False
@@ -124,7 +126,7 @@ def main(arguments: list[str]) -> int:
         return _refuse("kernels are compiled here: start the process without TRITON_INTERPRET=1")
     for what, asked, known in (
         ("operation", chosen.operation, tuple(OPERATIONS)),
-        ("dtype", chosen.dtype, ("float32", "float16", "bfloat16", "float64")),
+        ("dtype", chosen.dtype, DTYPES),
         ("target", chosen.target, tuple(TARGETS)),
     ):
         if unknown := [each for each in asked if each not in known]:
@@ -220,8 +222,15 @@ def examine(launch: Launch, launched_by: str, config: triton.Config | None, targ
     else:
         pointers = [name if isinstance(value, Tensor) else None for name, value in specialized.parameters()]
         demand = of_nvidia(kernel, pointers)
+    if is_for_checking(launch):
+        return Row(launch.name, launched_by, told, target, demand, ())
     hot = hot_bytes(launch, config, TARGETS[target])
     return Row(launch.name, launched_by, told, target, demand, tuple(problems(demand, hot, TARGETS[target])))
+
+
+def is_for_checking(launch: Launch) -> bool:
+    """Whether it takes anything in float64."""
+    return any(isinstance(each, Tensor) and each.dtype == torch.float64 for each in tree_leaves(launch.tensors))
 
 
 def hot_bytes(launch: Launch, config: triton.Config | None, target: GPUTarget) -> dict[str, int]:

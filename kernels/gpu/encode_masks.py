@@ -14,6 +14,7 @@ from the one below it; the last bit goes over to the next word. The falling edge
 last pixel; if that is the first row of the next column (the box is as high as the image), and inside, there is none.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,12 +29,19 @@ from kernels.gpu.paste_masks import bilinear, center_positions, resized_position
 _RUNS = 1024  # that a program of the last kernel makes
 
 
+def prune_spills(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
+    """Only one warp for masks in float16: of several a thread spills."""
+    most = 1 if arguments["masks_ptr"].dtype == torch.float16 else 4
+    return [config for config in configs if config.num_warps <= most]
+
+
 @tuning.tuned(
     configs=[
         triton.Config({"BLOCK_H": height, "BLOCK_W": width}, num_warps=warps)
         for height, width, warps in [(8, 32, 1), (8, 64, 2), (8, 128, 4), (4, 32, 1)]
     ],
     key=["SIZE", "CENTERS", "WRITE", "masks_bucket", "image_bucket"],
+    prune=prune_spills,
 )
 @triton.jit(do_not_specialize=["height", "width", "capacity", "masks_bucket", "image_bucket"])
 def _edges_kernel(

@@ -10,6 +10,9 @@ writes zeros; the others sample the mask bilinearly, at positions that one of tw
 Boxes are computed without fused multiply-adds, so that they are cut to the same integers as elsewhere.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -17,6 +20,12 @@ from torch import Tensor
 
 from kernels.gpu import tuning
 from kernels.gpu.language import divide, item_and_block
+
+
+def prune_spills(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
+    """Without tiles of 16 rows and more for masks in float16, which spill."""
+    most = 8 if arguments["masks_ptr"].dtype == torch.float16 else 32
+    return [config for config in configs if config.kwargs["BLOCK_H"] <= most]
 
 
 @tuning.tuned(
@@ -32,6 +41,7 @@ from kernels.gpu.language import divide, item_and_block
         ]
     ],
     key=["SIZE", "CENTERS", "THRESHOLD", "masks_bucket", "image_bucket"],
+    prune=prune_spills,
 )
 @triton.jit(do_not_specialize=["height", "width", "masks_bucket", "image_bucket"])
 def _paste_kernel(

@@ -123,6 +123,14 @@ def _pool_kernel(
     tl.store(source_ptr + out, source, mask=there)
 
 
+def prune_spills(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
+    """Of `tuning.within_channels`, without two rows of 128 channels of contiguous maps, which spill in float16."""
+    fitting = tuning.within_channels(configs, arguments)
+    if arguments["CHANNELS_LAST"]:
+        return fitting
+    return [each for each in fitting if (each.kwargs["BLOCK_Y"], each.kwargs["BLOCK_C"]) != (2, 128)] or fitting
+
+
 # Where RoIs crowd, each pixel is in most of their bins: small tiles keep the longest program short.
 @tuning.tuned(
     configs=[
@@ -132,7 +140,7 @@ def _pool_kernel(
         ]
     ],
     key=["CHANNELS", "POOLED_H", "POOLED_W", "CHANNELS_LAST", "rois_bucket"],
-    prune=tuning.within_channels,
+    prune=prune_spills,
 )  # fmt: skip
 @triton.jit(do_not_specialize=["num_rois", "height", "width", "num_images", "rois_bucket"])
 def _source_kernel(

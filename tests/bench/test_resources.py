@@ -180,7 +180,7 @@ def test_loads_of_every_kernel_are_judged_or_there_is_a_reason(monkeypatch: pyte
 
 @pytest.mark.compiled
 def test_the_gather_reads_four_channels_a_thread_or_16_bytes() -> None:
-    for dtype, widest in (("bfloat16", 8), ("float32", 16), ("float64", 16)):
+    for dtype, widest in (("bfloat16", 8), ("float16", 8), ("float32", 16)):
         launches = [each for _, each in resources.launches(["multiscale_roi_align"], [dtype])]
         gather = next(each for each in launches if each.name == "gather_kernel")
         asked = [resources.hot_bytes(gather, config, HOPPER)["grad_ptr"] for config in gather.configs]
@@ -201,6 +201,17 @@ def test_a_configuration_is_compiled_and_read() -> None:
         assert 16 in row.demand.widths("load")
         assert row.demand.widths("store") == [16]
         assert row.demand.atomics == []
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize(("dtype", "judged"), [("float16", True), ("float64", False)])
+def test_what_is_for_checking_is_not_judged(dtype: str, judged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "MOST_REGISTERS", 1)
+    monkeypatch.setattr(resources, "scenes_of", lambda _: (resources.HEAD,))
+    _, launch = next(iter(resources.launches(["decode_boxes"], [dtype])))
+    row = resources.examine(launch, "a test", launch.configs[0], "sm_90")
+    assert row.demand is not None
+    assert bool(row.problems) == judged
 
 
 @pytest.mark.compiled

@@ -136,6 +136,31 @@ def test_pooling_reads_16_bytes_a_thread(dtype: torch.dtype, channels: int, expe
     assert {(c.kwargs["BLOCK_C"], c.num_warps) for c in left} == expected
 
 
+@pytest.mark.parametrize(
+    ("kernel", "pointer", "spill"),
+    [
+        (roi_pool._source_kernel, "grad_ptr", {"BLOCK_Y": 2, "BLOCK_X": 4, "BLOCK_C": 128, "num_warps": 1}),
+        (mask_predict._class_gradient_kernel, "features_ptr", {"BLOCK_C": 8, "num_warps": 1}),
+        (paste_masks._paste_kernel, "masks_ptr", {"BLOCK_H": 16, "BLOCK_W": 128, "num_warps": 8}),
+        (paste_masks._paste_kernel, "masks_ptr", {"BLOCK_H": 16, "BLOCK_W": 64, "num_warps": 4}),
+        (paste_masks._paste_kernel, "masks_ptr", {"BLOCK_H": 32, "BLOCK_W": 32, "num_warps": 4}),
+        (encode_masks._edges_kernel, "masks_ptr", {"BLOCK_H": 8, "BLOCK_W": 64, "num_warps": 2}),
+        (encode_masks._edges_kernel, "masks_ptr", {"BLOCK_H": 8, "BLOCK_W": 128, "num_warps": 4}),
+    ],
+)
+def test_what_spills_in_float16_is_not_taken_there(kernel: Autotuner, pointer: str, spill: dict[str, int]) -> None:
+    """As `python -m bench resources` has found."""
+
+    def taken(dtype: torch.dtype, channels_last: bool) -> bool:
+        arguments = {pointer: torch.empty(1, dtype=dtype), "CHANNELS": 256, "CHANNELS_LAST": channels_last, "SIZE": 28}
+        left = [{**each.kwargs, "num_warps": each.num_warps} for each in tuning.pruned_configs(kernel, (), arguments)]
+        assert left
+        return spill in left
+
+    assert not taken(torch.float16, channels_last=False)
+    assert any(taken(torch.float32, channels_last) for channels_last in (False, True))
+
+
 def test_bucket_with_another_floor() -> None:
     assert [tuning.bucket(count, 1) for count in (0, 1, 2, 3)] == [1, 1, 2, 4]
 
@@ -148,6 +173,8 @@ def test_pruning_leaves_a_configuration(kernel: Autotuner, channels: int, channe
     arguments = {
         "out_ptr": torch.empty(1),
         "input_ptr": torch.empty(1),
+        "features_ptr": torch.empty(1),
+        "masks_ptr": torch.empty(1),
         "RATIO": ratio,
         "CHANNELS": channels,
         "CHANNELS_WRITTEN": channels,
@@ -208,7 +235,7 @@ def test_keys_name_arguments(kernel: Autotuner) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 64, 256])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_tiles_are_long_where_memory_is_contiguous(channels_last: bool, channels: int, size: int) -> None:
-    arguments = {"CHANNELS": channels, "CHANNELS_LAST": channels_last, "SIZE": size}
+    arguments = {"CHANNELS": channels, "CHANNELS_LAST": channels_last, "SIZE": size, "features_ptr": torch.empty(1)}
     summed = mask_predict.summed_at_once(size, channels, channels_last)
     for kernel in (mask_predict._logits_kernel, mask_predict._class_gradient_kernel):
         left = [summed | config.kwargs for config in tuning.pruned_configs(kernel, (), arguments)]
