@@ -249,11 +249,23 @@ def test_no_atomics() -> None:
 
 def test_overlaps_are_neither_fused_nor_approximate() -> None:
     """Kept sets and matches are exact only if each operation is rounded as IEEE 754 says."""
-    overlaps = [launch for launch in other_launches() if launch.name == "_mask_kernel"]
+    overlaps = [launch for launch in other_launches() if launch.name in ("_mask_kernel", "_at_once_kernel")]
+    assert {launch.name for launch in overlaps} == {"_mask_kernel", "_at_once_kernel"}
     for launch in [*overlaps, *match_launches()]:
         ptx = launch.compile(launch.configs[0], HOPPER).asm["ptx"]
         assert "div.rn.f32" in ptx
         assert not re.search(r"fma\.|div\.full|div\.approx", ptx)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_levels_and_places_of_samples_are_not_approximate(channels_last: bool) -> None:
+    """Whatever RoIAlign launches: what rounding decides is the same on every GPU.
+
+    With adaptive sampling a division bounds which samples may lie on the map, with a sample to spare.
+    """
+    for launch in roi_align_launches(channels_last=channels_last):
+        ptx = launch.compile(launch.configs[0], HOPPER).asm["ptx"]
+        assert not re.search(r"\b(div\.full|\w+\.approx)", ptx), launch.name
 
 
 def test_counts_and_image_sizes_do_not_compile_anew() -> None:
