@@ -106,7 +106,10 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Row:
-    """A configuration on a target. demand: None if it does not compile. problems: what must not be."""
+    """A configuration on a target. demand: None if it does not compile. problems: what must not be.
+
+    checking: it is in float64, and only has to compile.
+    """
 
     kernel: str
     launched_by: str
@@ -114,6 +117,7 @@ class Row:
     target: str
     demand: Demand | None
     problems: tuple[str, ...]
+    checking: bool = False
 
 
 def main(arguments: list[str]) -> int:
@@ -223,7 +227,7 @@ def examine(launch: Launch, launched_by: str, config: triton.Config | None, targ
         pointers = [name if isinstance(value, Tensor) else None for name, value in specialized.parameters()]
         demand = of_nvidia(kernel, pointers)
     if is_for_checking(launch):
-        return Row(launch.name, launched_by, told, target, demand, ())
+        return Row(launch.name, launched_by, told, target, demand, (), checking=True)
     hot = hot_bytes(launch, config, TARGETS[target])
     return Row(launch.name, launched_by, told, target, demand, tuple(problems(demand, hot, TARGETS[target])))
 
@@ -286,8 +290,9 @@ def report(rows: Sequence[Row], console: Console, file: Path | None) -> int:
     for heading in ("kernel", "target", "compiled", *headings, "load bytes", "store bytes", "atomics", "problems"):
         table.add_column(heading)
     groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.kernel, row.target), []).append(row)
+    for row in sorted(rows, key=lambda row: row.checking):
+        kernel = f"{row.kernel}, float64" if row.checking else row.kernel
+        groups.setdefault((kernel, row.target), []).append(row)
     for key, group in groups.items():
         demands = [row.demand for row in group if row.demand is not None]
         bad = sum(bool(row.problems) for row in group)

@@ -143,6 +143,19 @@ def test_a_problem_ends_the_run_with_1() -> None:
         assert f"{len(rows)} compilations, {code} with a problem" in target.file.getvalue()
 
 
+def test_what_is_for_checking_has_lines_of_its_own() -> None:
+    judged = resources.Row("a_kernel", "op", "BLOCK 4", "sm_90", Demand(80, 0, 0, (WIDE,)), ())
+    checking = replace(judged, demand=Demand(244, 16, 0, (WIDE,)), checking=True)
+    target = Console(file=io.StringIO(), width=160)
+    assert resources.report([checking, judged], target, None) == 0
+    assert isinstance(target.file, io.StringIO)
+    lines = [line.split("│")[1:6] for line in target.file.getvalue().splitlines() if "a_kernel" in line]
+    assert [[cell.strip() for cell in line] for line in lines] == [
+        ["a_kernel", "sm_90", "1", "80", "0"],
+        ["a_kernel, float64", "sm_90", "1", "244", "16"],
+    ]
+
+
 @pytest.mark.compiled
 @pytest.mark.parametrize(
     ("arguments", "told"),
