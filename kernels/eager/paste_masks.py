@@ -39,7 +39,7 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """Zeros which on a CPU the operating system provides when touched, as PyTorch's own are not: boxes are few."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(shape, dtype=torch.empty(0, dtype=dtype).numpy().dtype))
+    return torch.from_numpy(np.zeros(shape, dtype=torch.empty(0, dtype=dtype, device="cpu").numpy().dtype))
 
 
 def values_in_boxes(
@@ -47,7 +47,9 @@ def values_in_boxes(
 ) -> Iterator[tuple[int, int, int, Tensor]]:
     """Of each mask that is pasted: its index, first row and column on the image, and its values there [h, w]."""
     compute = torch.promote_types(masks.dtype, torch.float32)
-    masks, boxes = masks.to(compute), boxes.to(compute)
+    masks = masks.to(compute)
+    # As torchvision, which cuts boxes to integers in their own precision.
+    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32) if rule == "torchvision" else compute)
     usable = (boxes.abs() < _FAR).all(dim=1)
     if rule == "torchvision":
         masks = pad(masks, (1, 1, 1, 1))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kernels.gpu import tuning
 from kernels.gpu.language import item_and_block
-from kernels.gpu.paste_masks import bilinear, center_positions, resized_positions
+from kernels.gpu.paste_masks import bilinear, center_positions, load_box, resized_positions
 
 _RUNS = 1024  # that a program of the last kernel makes
 
@@ -53,7 +53,6 @@ def _edges_kernel(
     width,
     capacity,
     threshold: tl.float64,
-    expansion: tl.float64,  # (SIZE + 2) / SIZE
     masks_bucket,
     image_bucket,
     SIZE: tl.constexpr,
@@ -69,13 +68,13 @@ def _edges_kernel(
     x_tile = block * BLOCK_W
     x = x_tile + tl.arange(0, BLOCK_W)
     x1, y1, x2, y2, usable = _load_box(boxes_ptr + mask * 4)
-    image = (height, width, threshold, expansion)
+    image = (height, width, threshold)
     box = (x1, y1, x2, y2)
     values = masks_ptr + mask * (SIZE * SIZE)
     if EVERYWHERE:
         top, bottom, left, right = 0, height - 1, 0, width - 1
     else:
-        first_y, last_y, first_x, last_x = _reach(box, expansion, SIZE, CENTERS, dtype)
+        first_y, last_y, first_x, last_x = _reach(box, SIZE, CENTERS, dtype)
         top, bottom = _within(first_y, height), _within(last_y + 1, height) - 1
         left, right = _within(first_x, width), _within(last_x + 1, width) - 1
         if not usable:
@@ -124,7 +123,7 @@ def _edges_kernel(
 @triton.jit
 def _load_box(ptr):
     """x1, y1, x2, y2, and whether all are finite and nothing overflows; if not, a box without area."""
-    x1, y1, x2, y2 = tl.load(ptr), tl.load(ptr + 1), tl.load(ptr + 2), tl.load(ptr + 3)
+    x1, y1, x2, y2 = load_box(ptr)
     limit = 1e15
     usable = (tl.abs(x1) < limit) & (tl.abs(y1) < limit) & (tl.abs(x2) < limit) & (tl.abs(y2) < limit)
     return (
@@ -137,15 +136,15 @@ def _load_box(ptr):
 
 
 @triton.jit
-def _reach(box, expansion, SIZE: tl.constexpr, CENTERS: tl.constexpr, dtype: tl.constexpr):
+def _reach(box, SIZE: tl.constexpr, CENTERS: tl.constexpr, dtype: tl.constexpr):
     """First and last row, first and last column that the mask can reach, anywhere on or off the image."""
     x1, y1, x2, y2 = box
     if CENTERS:
         _, first_y, last_y = center_positions(0, y1, y2, SIZE, dtype)
         _, first_x, last_x = center_positions(0, x1, x2, SIZE, dtype)
     else:
-        _, first_y, last_y = resized_positions(0, y1, y2, expansion, SIZE, dtype)
-        _, first_x, last_x = resized_positions(0, x1, x2, expansion, SIZE, dtype)
+        _, first_y, last_y = resized_positions(0, y1, y2, SIZE, dtype)
+        _, first_x, last_x = resized_positions(0, x1, x2, SIZE, dtype)
     return first_y, last_y, first_x, last_x
 
 
@@ -160,13 +159,13 @@ def _inside(
 ):
     """Whether the pixels of rows y and columns x are of the image and in the mask [len(y), len(x)]."""
     x1, y1, x2, y2 = box
-    height, width, threshold, expansion = image
+    height, width, threshold = image
     if CENTERS:
         row, first_y, last_y = center_positions(y, y1, y2, SIZE, dtype)
         column, first_x, last_x = center_positions(x, x1, x2, SIZE, dtype)
     else:
-        row, first_y, last_y = resized_positions(y, y1, y2, expansion, SIZE, dtype)
-        column, first_x, last_x = resized_positions(x, x1, x2, expansion, SIZE, dtype)
+        row, first_y, last_y = resized_positions(y, y1, y2, SIZE, dtype)
+        column, first_x, last_x = resized_positions(x, x1, x2, SIZE, dtype)
     on_image = ((y >= 0) & (y < height))[:, None] & ((x >= 0) & (x < width))[None, :]
     inside_y = (y >= first_y) & (y <= last_y)
     inside_x = (x >= first_x) & (x <= last_x)
@@ -221,7 +220,6 @@ def mask_runs(
         "width": width,
         "capacity": capacity,
         "threshold": float(threshold),
-        "expansion": (size + 2) / size,
         "masks_bucket": tuning.bucket(number),
         "image_bucket": tuning.bucket(height * width),
         "SIZE": size,

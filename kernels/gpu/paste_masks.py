@@ -51,7 +51,6 @@ def _paste_kernel(
     height,
     width,
     threshold: tl.float64,
-    expansion: tl.float64,  # (SIZE + 2) / SIZE
     masks_bucket,
     image_bucket,
     SIZE: tl.constexpr,
@@ -66,10 +65,7 @@ def _paste_kernel(
     mask, tile = item_and_block(tl.cdiv(height, BLOCK_H) * tiles_across)
     y_tile = tile // tiles_across * BLOCK_H
     x_tile = tile % tiles_across * BLOCK_W
-    x1 = tl.load(boxes_ptr + mask * 4)
-    y1 = tl.load(boxes_ptr + mask * 4 + 1)
-    x2 = tl.load(boxes_ptr + mask * 4 + 2)
-    y2 = tl.load(boxes_ptr + mask * 4 + 3)
+    x1, y1, x2, y2 = load_box(boxes_ptr + mask * 4)
     y, x = y_tile + tl.arange(0, BLOCK_H), x_tile + tl.arange(0, BLOCK_W)
     value = tl.zeros((BLOCK_H, BLOCK_W), dtype)
     limit = 1e15
@@ -78,8 +74,8 @@ def _paste_kernel(
             row, first_y, last_y = center_positions(y, y1, y2, SIZE, dtype)
             column, first_x, last_x = center_positions(x, x1, x2, SIZE, dtype)
         else:
-            row, first_y, last_y = resized_positions(y, y1, y2, expansion, SIZE, dtype)
-            column, first_x, last_x = resized_positions(x, x1, x2, expansion, SIZE, dtype)
+            row, first_y, last_y = resized_positions(y, y1, y2, SIZE, dtype)
+            column, first_x, last_x = resized_positions(x, x1, x2, SIZE, dtype)
         touched = (first_y < y_tile + BLOCK_H) & (last_y >= y_tile) & (first_x < x_tile + BLOCK_W) & (last_x >= x_tile)
         if touched:
             inside_y = (y >= first_y) & (y <= last_y) & (y < height)
@@ -98,9 +94,21 @@ def _paste_kernel(
 
 
 @triton.jit
-def resized_positions(pixel, low, high, expansion, SIZE: tl.constexpr, dtype: tl.constexpr):
+def load_box(ptr):
+    """x1, y1, x2, y2, in float32 at least: half precision has no room for what is computed of them."""
+    dtype: tl.constexpr = tl.float64 if ptr.dtype.element_ty == tl.float64 else tl.float32
+    return (
+        tl.load(ptr).to(dtype),
+        tl.load(ptr + 1).to(dtype),
+        tl.load(ptr + 2).to(dtype),
+        tl.load(ptr + 3).to(dtype),
+    )
+
+
+@triton.jit
+def resized_positions(pixel, low, high, SIZE: tl.constexpr, dtype: tl.constexpr):
     """Positions on the bordered mask by torchvision's rule, and the first and last pixel of the box."""
-    half = (high - low) * 0.5 * tl.cast(expansion, low.dtype)
+    half = (high - low) * 0.5 * tl.full((), (SIZE + 2) / SIZE, low.dtype)
     center = (high + low) * 0.5
     first = (center - half).to(tl.int64)
     last = (center + half).to(tl.int64)
@@ -165,7 +173,6 @@ def paste_masks(
             height=height,
             width=width,
             threshold=0.0 if threshold is None else float(threshold),
-            expansion=(size + 2) / size,
             masks_bucket=tuning.bucket(number),
             image_bucket=tuning.bucket(height * width),
             SIZE=size,

@@ -10,9 +10,12 @@ def paste_masks(
 ) -> Tensor:
     """See `kernels.paste_masks`. masks: [N, M, M], boxes: [N, 4]; [N, H, W]."""
     compute = torch.promote_types(masks.dtype, torch.float32)
-    paste = _paste_by_integer_box if rule == "torchvision" else _paste_by_pixel_centers
+    if rule == "torchvision":  # which cuts boxes to integers in their own precision
+        paste, boxes = _paste_by_integer_box, boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+    else:
+        paste, boxes = _paste_by_pixel_centers, boxes.to(compute)
     pasted = masks.new_zeros((masks.shape[0], *image_size), dtype=compute)
-    for image, mask, box in zip(pasted, masks.to(compute), boxes.to(compute), strict=True):
+    for image, mask, box in zip(pasted, masks.to(compute), boxes, strict=True):
         if (box.abs() < 1e15).all():  # not NaN, not infinite, and nothing overflows
             image.copy_(paste(mask, box, image_size))
     if threshold is None:
@@ -38,8 +41,8 @@ def _paste_by_integer_box(mask: Tensor, box: Tensor, image_size: tuple[int, int]
 def _paste_by_pixel_centers(mask: Tensor, box: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Samples the mask at the centre of each pixel of the image, zero outside the box."""
     left, top, right, bottom = box
-    y = (torch.arange(image_size[0], dtype=box.dtype) + 0.5 - top) / (bottom - top) * 2 - 1
-    x = (torch.arange(image_size[1], dtype=box.dtype) + 0.5 - left) / (right - left) * 2 - 1
+    y = (torch.arange(image_size[0], dtype=box.dtype, device=box.device) + 0.5 - top) / (bottom - top) * 2 - 1
+    x = (torch.arange(image_size[1], dtype=box.dtype, device=box.device) + 0.5 - left) / (right - left) * 2 - 1
     if not (torch.isfinite(y).all() and torch.isfinite(x).all()):
         return mask.new_zeros(image_size)  # a box without area
     grid = torch.stack([x.expand(image_size), y[:, None].expand(image_size)], dim=2)

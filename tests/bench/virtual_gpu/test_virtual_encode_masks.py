@@ -32,3 +32,16 @@ def test_every_configuration(number: int) -> None:
     with kernels.use("triton"), active(choose=lambda _, configs: configs[min(number, len(configs) - 1)]):
         assert kernels.encode_masks(masks, BOXES, IMAGE, 0.0, "centers") == encoded(masks, BOXES, IMAGE, 0.0, "centers")
         assert kernels.encode_masks(masks, BOXES, IMAGE) == encoded(masks, BOXES, IMAGE, 0.5, "torchvision")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("rule", ["torchvision", "centers"])
+def test_dtypes_of_boxes(rule: Rule, dtype: torch.dtype) -> None:
+    """Far from 0, where half precision has steps of a pixel and more; eager and compiled paste the same."""
+    boxes = torch.tensor([[1101.3, 1, 1123, 7], [300, 1, 322, 7], [5, 1, 19, 9]]).to(dtype)
+    masks = SHAPES["stripes"](len(boxes))
+    with kernels.use("eager"):
+        wanted = encoded(masks, boxes, (12, 1130), 0.37, rule)
+    with kernels.use("triton"), active():
+        assert kernels.encode_masks(masks, boxes, (12, 1130), 0.37, rule) == wanted
+        assert encoded(masks, boxes, (12, 1130), 0.37, rule) == wanted

@@ -38,6 +38,15 @@ def test_dtypes(dtype: torch.dtype) -> None:
         assert encode_masks(masks, boxes, IMAGE, 0.5, rule) == encoded(masks, boxes, IMAGE, 0.5, rule)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("rule", RULES)
+def test_dtypes_of_boxes(dtype: torch.dtype, rule: Rule) -> None:
+    """Far from 0, where half precision has steps of a pixel and more."""
+    boxes = torch.tensor([[1101.3, 1, 1123, 7], [300, 1, 322, 7]]).to(dtype)
+    masks = SHAPES["stripes"](len(boxes))
+    assert encode_masks(masks, boxes, (12, 1130), 0.37, rule) == encoded(masks, boxes.float(), (12, 1130), 0.37, rule)
+
+
 @pytest.mark.parametrize("capacity", [1, 60, 1200])
 def test_every_place_up_to_the_capacity_is_written(capacity: int) -> None:
     """Away from the threshold, where the two round alike."""

@@ -32,11 +32,11 @@ def masks(dtype: torch.dtype, size: int = 14) -> Tensor:
     return torch.rand((len(BOXES), size, size), generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
-def expected(masks: Tensor, boxes: Tensor, rule: str) -> Tensor:
+def expected(masks: Tensor, boxes: Tensor, rule: str, image: tuple[int, int] = IMAGE) -> Tensor:
     """In the precision of the masks."""
     if rule == "torchvision":
-        return paste_masks_in_image(masks[:, None], boxes, IMAGE)[:, 0]
-    height, width = IMAGE
+        return paste_masks_in_image(masks[:, None], boxes, image)[:, 0]
+    height, width = image
     x0, y0, x1, y1 = boxes.to(masks.dtype).split(1, dim=1)
     y = (torch.arange(height, dtype=masks.dtype) + 0.5 - y0) / (y1 - y0) * 2 - 1
     x = (torch.arange(width, dtype=masks.dtype) + 0.5 - x0) / (x1 - x0) * 2 - 1
@@ -80,6 +80,21 @@ def test_probabilities(dtype: torch.dtype, rule: str) -> None:
     assert result.dtype == torch.float32
     truth = expected(some.double(), BOXES, rule)
     assert_error_rule(result, truth, expected(some.float(), BOXES, rule), torch.float32)
+
+
+# Far from 0, where half precision has steps of a pixel and more; as the model's boxes are under autocast.
+FAR = torch.tensor([[1101.0, 1, 1123, 7], [300, 1, 322, 7], [1030, 2, 1041, 11]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("rule", RULES)
+def test_dtypes_of_boxes(dtype: torch.dtype, rule: str) -> None:
+    """What they say counts, and not what their dtype could hold of what is computed of them."""
+    boxes = torch.cat([BOXES[[0, 5]], FAR]).to(dtype)
+    some, size = masks(torch.float32)[: len(boxes)], (12, 1130)
+    wide = boxes if dtype == torch.float64 else boxes.float()
+    truth, plain = (expected(each, wide, rule, size) for each in (some.double(), some))
+    assert_error_rule(paste_masks(some, boxes, size, None, rule), truth, plain, torch.float32)
 
 
 @pytest.mark.parametrize("rule", RULES)
