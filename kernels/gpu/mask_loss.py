@@ -35,10 +35,10 @@ def prune_block(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) 
 
 @tuning.tuned(
     configs=[triton.Config({"CELL_ROWS": rows}, num_warps=1) for rows in (2, 1, 4, 8)],
-    key=["SIZE", "RATIO", "BOUNDED", "COUNTED", "rois_bucket"],
+    key=["SIZE", "RATIO", "BOUNDED", "COUNTED", "rois_bucket", "image_bucket"],
     prune=prune_cell_rows,
 )
-@triton.jit(do_not_specialize=["height", "width", "row_stride", "num_masks", "rois_bucket"])
+@triton.jit(do_not_specialize=["height", "width", "row_stride", "num_masks", "rois_bucket", "image_bucket"])
 def _loss_kernel(
     logits_ptr,  # [K, C, SIZE, SIZE] with the strides below
     labels_ptr,  # [K]
@@ -56,6 +56,7 @@ def _loss_kernel(
     row_stride,
     num_masks,
     rois_bucket,
+    image_bucket,
     stride_k,
     stride_c,
     stride_h,
@@ -257,6 +258,7 @@ def _mask_loss(
             row_stride=masks.shape[2],
             num_masks=masks.shape[0],
             rois_bucket=tuning.bucket(num_rois),
+            image_bucket=tuning.bucket(masks.shape[1] * (masks.shape[2] if width is None else width)),
             stride_k=logits.stride(0),
             stride_c=logits.stride(1),
             stride_h=logits.stride(2),

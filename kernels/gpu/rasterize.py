@@ -84,10 +84,10 @@ def _extent_kernel(
 
 @tuning.tuned(
     configs=[triton.Config({"BLOCK_Y": rows}, num_warps=warps) for rows, warps in [(32, 2), (64, 4), (16, 1)]],
-    key=["instances_bucket", "WHOLE"],
+    key=["instances_bucket", "image_bucket", "WHOLE"],
     prune=prune_rows,
 )
-@triton.jit(do_not_specialize=["num_vertices", "num_parts", "height", "words", "instances_bucket"])
+@triton.jit(do_not_specialize=["num_vertices", "num_parts", "height", "words", "instances_bucket", "image_bucket"])
 def _raster_kernel(
     vertices_ptr,  # [P, 2]
     part_offsets_ptr,  # [parts + 1]
@@ -99,6 +99,7 @@ def _raster_kernel(
     height,
     words,
     instances_bucket,
+    image_bucket,
     WHOLE: tl.constexpr,
     BLOCK_Y: tl.constexpr,
 ):
@@ -195,6 +196,7 @@ def rasterize(
             **sizes,
             words=words,
             instances_bucket=tuning.bucket(number),
+            image_bucket=tuning.bucket(height * width),
             WHOLE=whole,
             enable_fp_fusion=False,
         )

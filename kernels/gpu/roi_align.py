@@ -36,11 +36,11 @@ from torch import Tensor
 from kernels.gpu import tuning
 from kernels.gpu.language import column_of_map, pick_pointer, sample, sample_range, share_of_sample
 from kernels.gpu.roi_align_backward import roi_align_backward as roi_align_backward
-from kernels.gpu.roi_geometry import level_tables, load_roi
+from kernels.gpu.roi_geometry import level_tables, load_roi, map_bucket
 from kernels.gpu.roi_neighbours import roi_align_neighbours, suits_neighbours
 from kernels.memory_format import empty_map
 
-KEY = ["CHANNELS", "POOLED_H", "POOLED_W", "RATIO", "LEVELS", "rois_bucket"]
+KEY = ["CHANNELS", "POOLED_H", "POOLED_W", "RATIO", "LEVELS", "rois_bucket", "map_bucket"]
 
 
 def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
@@ -67,7 +67,7 @@ def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[
     key=KEY,
     prune=prune_rows_of_channels,
 )
-@triton.jit(do_not_specialize=["num_images", "rois_bucket"])
+@triton.jit(do_not_specialize=["num_images", "rois_bucket", "map_bucket"])
 def _channels_last_kernel(
     features,  # per level [N, H_l, W_l, C]
     rois_ptr,  # [K, 5] image index, x1, y1, x2, y2
@@ -75,6 +75,7 @@ def _channels_last_kernel(
     levels,  # heights, widths, scales and least areas of boxes, see `level_tables`
     num_images,
     rois_bucket,
+    map_bucket,
     EXACT_SCALES: tl.constexpr,
     LEVELS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -152,7 +153,7 @@ def prune_rows_of_pixels(configs: Sequence[triton.Config], arguments: Mapping[st
     key=KEY,
     prune=prune_rows_of_pixels,
 )
-@triton.jit(do_not_specialize=["num_images", "rois_bucket"])
+@triton.jit(do_not_specialize=["num_images", "rois_bucket", "map_bucket"])
 def _contiguous_kernel(
     features,  # per level [N, C, H_l, W_l]
     rois_ptr,  # [K, 5] image index, x1, y1, x2, y2
@@ -160,6 +161,7 @@ def _contiguous_kernel(
     levels,  # heights, widths, scales and least areas of boxes, see `level_tables`
     num_images,
     rois_bucket,
+    map_bucket,
     EXACT_SCALES: tl.constexpr,
     LEVELS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -265,6 +267,7 @@ def roi_align(
         **levels,
         **pooling,
         "rois_bucket": tuning.bucket(num_rois),
+        "map_bucket": map_bucket([feature.shape for feature in features]),
         "CHANNELS": channels,
         "ALIGNED": aligned,
         "WIDE": wide,

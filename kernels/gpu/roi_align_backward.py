@@ -29,7 +29,7 @@ from torch import Tensor
 from kernels.gpu import tuning
 from kernels.gpu.roi_buckets import GROUP, TILE, bucket_rois, count_tiles
 from kernels.gpu.roi_gather import gather_kernel
-from kernels.gpu.roi_geometry import level_tables
+from kernels.gpu.roi_geometry import level_tables, map_bucket
 from kernels.gpu.roi_shares import PART, deal_shares, sum_shares
 from kernels.gpu.roi_weights import QUAD, SKEW, roi_weights
 from kernels.memory_format import empty_map
@@ -91,6 +91,7 @@ def roi_align_backward(
             ),
             num_images=images,
             rois_bucket=tuning.bucket(num_rois),
+            map_bucket=map_bucket(feature_shapes),
             words=buckets.members.shape[1],
             rows=weights.rows,
             columns=weights.columns,

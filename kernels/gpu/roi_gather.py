@@ -35,10 +35,10 @@ def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[
         triton.Config({"ROWS": rows, "BLOCK_C": block}, num_warps=1)
         for rows, block in [(2, 128), (1, 128), (2, 64), (1, 64), (2, 32), (1, 32), (1, 256)]
     ],
-    key=["CHANNELS", "POOLED_H", "POOLED_W", "LEVELS", "CHANNELS_LAST", "rois_bucket"],
+    key=["CHANNELS", "POOLED_H", "POOLED_W", "LEVELS", "CHANNELS_LAST", "rois_bucket", "map_bucket"],
     prune=prune_rows_of_channels,
 )
-@triton.jit(do_not_specialize=["num_images", "rois_bucket", "words", "rows", "columns", "parts"])
+@triton.jit(do_not_specialize=["num_images", "rois_bucket", "map_bucket", "words", "rows", "columns", "parts"])
 def gather_kernel(
     grads,  # per level [N, C, H_l, W_l], contiguous or channels last: the result
     todo_ptr,  # see `Shares` for this and the next two
@@ -53,6 +53,7 @@ def gather_kernel(
     reach_ptr,
     num_images,
     rois_bucket,
+    map_bucket,
     words,
     rows,
     columns,

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu import tuning
 from kernels.gpu.language import finite, pick, sampling_grid
 
 
@@ -93,6 +94,11 @@ def level_tables(
         "EXACT_SCALES": tuple(scales) if dtype == torch.float64 else None,
         "LEVELS": len(shapes),
     }
+
+
+def map_bucket(shapes: Sequence[Sequence[int]]) -> int:
+    """Of the pixels of all levels [N, C, H, W] and images: what is fastest on small maps need not be on large ones."""
+    return tuning.bucket(sum(images * height * width for images, _, height, width in shapes))
 
 
 @functools.lru_cache

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kernels.gpu import tuning
 from kernels.gpu.language import column_of_map, pick, pick_pointer, sample, sample_range, share_of_sample
-from kernels.gpu.roi_geometry import load_roi
+from kernels.gpu.roi_geometry import load_roi, map_bucket
 
 BLOCK = 32  # RoIs that a program puts in order
 KEYS = 32  # that it compares with them at a time
@@ -58,6 +58,7 @@ def roi_align_neighbours(
         (tuple(features), order, place, grid, out),
         num_rois=num_rois,
         rois_bucket=tuning.bucket(num_rois),
+        map_bucket=map_bucket([feature.shape for feature in features]),
         bins=pooling["POOLED_W"],
         LEVELS=levels["LEVELS"],
         CHANNELS=channels,
@@ -210,10 +211,10 @@ def prune_neighbours(configs: Sequence[triton.Config], arguments: Mapping[str, A
             *[(4, 32, 4), (2, 32, 2), (4, 32, 2), (2, 32, 1)],  # for 3 and 4, and for fewer
         ]
     ],
-    key=["CHANNELS", "POOLED_H", "POOLED_W", "RATIO", "LEVELS", "rois_bucket"],
+    key=["CHANNELS", "POOLED_H", "POOLED_W", "RATIO", "LEVELS", "rois_bucket", "map_bucket"],
     prune=prune_neighbours,
 )
-@triton.jit(do_not_specialize=["num_rois", "rois_bucket", "bins"])
+@triton.jit(do_not_specialize=["num_rois", "rois_bucket", "map_bucket", "bins"])
 def _neighbours_kernel(
     features,  # per level [N, H_l, W_l, C]
     order_ptr,  # see `_order_kernel` for this and the next two
@@ -222,6 +223,7 @@ def _neighbours_kernel(
     out_ptr,  # [K, PH, PW, C]
     num_rois,
     rois_bucket,
+    map_bucket,
     bins,  # POOLED_W, where it must be no constant: the loop would be unrolled on AMD, and registers spilled
     LEVELS: tl.constexpr,
     CHANNELS: tl.constexpr,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kernels.gpu import tuning
 from kernels.gpu.language import bitwise_or, divide, finite, log2_of_bit
+from kernels.gpu.roi_geometry import map_bucket
 from kernels.memory_format import empty_map
 
 
@@ -72,10 +73,10 @@ def prune_narrow_reads(configs: Sequence[triton.Config], arguments: Mapping[str,
         triton.Config({"BLOCK_C": block}, num_warps=warps)
         for block, warps in [(256, 1), (128, 1), (256, 2), (512, 2), (64, 1), (32, 1)]
     ],
-    key=["CHANNELS", "POOLED_H", "POOLED_W", "CHANNELS_LAST", "rois_bucket"],
+    key=["CHANNELS", "POOLED_H", "POOLED_W", "CHANNELS_LAST", "rois_bucket", "map_bucket"],
     prune=prune_narrow_reads,
 )
-@triton.jit(do_not_specialize=["height", "width", "num_images", "rois_bucket"])
+@triton.jit(do_not_specialize=["height", "width", "num_images", "rois_bucket", "map_bucket"])
 def _pool_kernel(
     input_ptr,  # [N, C, H, W], contiguous or channels last
     rois_ptr,  # [K, 5]
@@ -86,6 +87,7 @@ def _pool_kernel(
     width,
     num_images,
     rois_bucket,
+    map_bucket,
     CHANNELS: tl.constexpr,
     POOLED_H: tl.constexpr,
     POOLED_W: tl.constexpr,
@@ -139,10 +141,10 @@ def prune_spills(configs: Sequence[triton.Config], arguments: Mapping[str, Any])
             (1, 4, 128, 1), (2, 4, 128, 1), (4, 4, 64, 1), (1, 8, 128, 1), (4, 8, 32, 1)
         ]
     ],
-    key=["CHANNELS", "POOLED_H", "POOLED_W", "CHANNELS_LAST", "rois_bucket"],
+    key=["CHANNELS", "POOLED_H", "POOLED_W", "CHANNELS_LAST", "rois_bucket", "map_bucket"],
     prune=prune_spills,
 )  # fmt: skip
-@triton.jit(do_not_specialize=["num_rois", "height", "width", "num_images", "rois_bucket"])
+@triton.jit(do_not_specialize=["num_rois", "height", "width", "num_images", "rois_bucket", "map_bucket"])
 def _source_kernel(
     grad_ptr,  # [K, C, POOLED_H, POOLED_W] in the memory format of the features
     source_ptr,  # the same
@@ -154,6 +156,7 @@ def _source_kernel(
     width,
     num_images,
     rois_bucket,
+    map_bucket,
     CHANNELS: tl.constexpr,
     POOLED_H: tl.constexpr,
     POOLED_W: tl.constexpr,
@@ -276,6 +279,7 @@ def _sizes(
         "width": width,
         "num_images": images,
         "rois_bucket": tuning.bucket(num_rois),
+        "map_bucket": map_bucket([input_size]),
         "CHANNELS": channels,
         "POOLED_H": output_size[0],
         "POOLED_W": output_size[1],

@@ -146,6 +146,41 @@ def test_every_configuration_can_be_taken(kernel: Autotuner) -> None:
     assert taken == {str(config) for config in kernel.configs}
 
 
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_what_is_fastest_on_small_maps_is_not_taken_for_large_ones(
+    memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor the other way round: a first run on toy images decides nothing for others."""
+    keys: list[tuple[Any, ...]] = []
+
+    def record(kernel: Any, grid: Any, tensors: Any, **arguments: Any) -> None:
+        if isinstance(kernel, Autotuner):
+            keys.append((name(kernel), *tuning.key_of(kernel, tensors, arguments)))
+
+    monkeypatch.setattr(tuning, "launch", record)
+
+    def keys_of(side: int) -> list[tuple[Any, ...]]:
+        keys.clear()
+        features = torch.zeros(2, 16, side, side).contiguous(memory_format=memory_format).requires_grad_()
+        none, rois = torch.zeros(3, dtype=torch.int64), torch.zeros(3, 5)
+        offsets = torch.arange(2)
+        polygons = kernels.Polygons(torch.zeros(3, 2), 3 * offsets, offsets, side, side)
+        with kernels.use("triton"):
+            for ratio in (0, 2):
+                kernels.roi_align(features, rois, 7, sampling_ratio=ratio).sum().backward()
+            kernels.roi_pool(features, rois, 7).sum().backward()
+            for masks in (torch.zeros(1, side, side, dtype=torch.uint8), polygons):
+                kernels.mask_loss(torch.zeros(3, 1, 4, 4), none, rois[:, 1:], masks, none)
+            kernels.paste_masks(torch.zeros(3, 4, 4), rois[:, 1:], (side, side))
+            kernels.mask_runs(torch.zeros(3, 4, 4), rois[:, 1:], (side, side))
+        return list(keys)
+
+    small, alike, large = keys_of(65), keys_of(66), keys_of(200)
+    assert small == alike
+    assert len(small) >= 8
+    assert all(one != other for one, other in zip(small, large, strict=True))
+
+
 def test_one_more_of_anything_in_a_bucket_is_the_same_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """And one more than the bucket is another, for every kernel."""
     keys: list[tuple[Any, ...]] = []
