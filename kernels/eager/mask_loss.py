@@ -49,7 +49,10 @@ def mask_loss_with_counts(
     compute = torch.promote_types(logits.dtype, torch.float32)
     size = logits.shape[-1]
     derivative = logits.new_zeros((logits.shape[0], size, size), dtype=compute)
-    used = torch.nonzero(weights)[:, 0]
+    known = (gt_index >= 0) & (gt_index < gt_masks.shape[0])  # on a GPU nobody has looked
+    if logits.shape[1] > 1:
+        known &= (labels >= 0) & (labels < logits.shape[1])
+    used = torch.nonzero((weights != 0) & known)[:, 0]
     if used.numel() == 0:
         return logits.new_zeros((), dtype=compute), derivative, logits.new_zeros(4, dtype=torch.int64)
     width = gt_masks.shape[2] if width is None else width

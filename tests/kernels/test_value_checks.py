@@ -208,6 +208,17 @@ def test_kernels_on_a_cpu_are_treated_as_on_a_gpu(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("name", HARMLESS)
 def test_kernels_do_no_harm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody looks: a RoI of no image, mask or class gives and gets nothing."""
+    do_no_harm(name, monkeypatch)
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_eager_does_no_harm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU an index out of range would end every later call."""
+    with use("eager"):
+        do_no_harm(name, monkeypatch)
+
+
+def do_no_harm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     function, good, bad, _ = CASES[name]
     look_if(monkeypatch, lambda *_: False)
     well = function(good)
