@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.checks import FLOATS, INTEGERS, check_number, check_tensor, check_values, is_list, is_positive
-from kernels.dispatch import implementation_for, run, values_may_be_read
+from kernels.dispatch import asked_for, run, values_may_be_read
 
 
 def decode_boxes(
@@ -56,7 +56,7 @@ def decode_boxes(
         list(weights),
         min_size,
         score_threshold,
-        implementation_for(offsets),
+        asked_for(),
     )
     return boxes.view(shape), kept.view(shape[:-1])
 

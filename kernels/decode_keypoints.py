@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kernels.checks import check_tensor
-from kernels.dispatch import implementation_for, run
+from kernels.dispatch import asked_for, run
 
 
 def decode_keypoints(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,7 +25,7 @@ def decode_keypoints(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """
     check_tensor("heatmaps", heatmaps, ("K", "N", "H", "W"), filled=("H", "W"))
     check_tensor("boxes", boxes, (heatmaps.shape[0], 4), device=heatmaps.device)
-    result: tuple[Tensor, Tensor] = _decode_keypoints(heatmaps.detach(), boxes.detach(), implementation_for(heatmaps))
+    result: tuple[Tensor, Tensor] = _decode_keypoints(heatmaps.detach(), boxes.detach(), asked_for())
     return result
 
 

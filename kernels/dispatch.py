@@ -19,8 +19,8 @@ _chosen: ContextVar[Implementation | None] = ContextVar("kernels_implementation"
 def use(implementation: Implementation) -> Iterator[None]:
     """Runs every operation inside the `with` block by one implementation, for verification.
 
-    A backward pass uses the implementation of its forward pass, wherever it runs. Under `torch.compile` the choice
-    is made while tracing.
+    A backward pass uses the implementation of its forward pass, wherever it runs. Under `torch.compile` and in
+    `torch.export` what was asked for while tracing holds; if nothing was, the device decides where the graph runs.
 
     Args:
         implementation: "triton" (a GPU, or any tensor under `TRITON_INTERPRET=1`), "eager" or "reference".
@@ -38,16 +38,22 @@ def use(implementation: Implementation) -> Iterator[None]:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _wanted(device_type: str) -> Implementation:
-    """Neither the context variable nor the environment can be traced; PyTorch calls AMD's GPUs "cuda" too."""
+def asked_for() -> str:
+    """What operations are told: an implementation, or "auto" if `use` asks for none."""
+    return _chosen.get() or "auto"  # a context variable cannot be traced
+
+
+def resolved(implementation: str, device: torch.device) -> str:
+    """What "auto" is on a device: Triton where it runs, else eager. PyTorch calls AMD's GPUs "cuda" too."""
+    if implementation != "auto":
+        return implementation
     interpreting = os.environ.get("TRITON_INTERPRET", "0") == "1"
-    return _chosen.get() or ("triton" if device_type == "cuda" or interpreting else "eager")
+    return "triton" if device.type == "cuda" or interpreting else "eager"
 
 
-def implementation_for(tensor: Tensor) -> Implementation:
-    """The implementation for operations on `tensor`: what `use` asks for, else Triton where it runs, else eager."""
-    wanted: Implementation = _wanted(tensor.device.type)
-    return wanted
+def implementation_for(tensor: Tensor) -> str:
+    """The implementation for operations on `tensor`."""
+    return resolved(asked_for(), tensor.device)
 
 
 def values_may_be_read(tensor: Tensor, implementation: str) -> bool:
@@ -57,7 +63,7 @@ def values_may_be_read(tensor: Tensor, implementation: str) -> bool:
     counted, it may only if MRCNN_CHECK_VALUES=1 asks for it, and not while a CUDA graph is captured, which a wait would
     end.
     """
-    if tensor.device.type == "cpu" and implementation != "triton":
+    if tensor.device.type == "cpu" and resolved(implementation, tensor.device) != "triton":
         return True
     if os.environ.get("MRCNN_CHECK_VALUES") != "1":
         return False
@@ -69,9 +75,13 @@ def run(implementation: str, stem: str, function: str, device: torch.device, *ar
 
     Autocast ends here: an operation computes in the dtypes that it says, whatever it was given.
 
+    Args:
+        implementation: see `asked_for`.
+
     Raises:
         ValueError: Triton is to run where it finds no driver, and is not interpreted.
     """
+    implementation = resolved(implementation, device)
     room = "gpu" if implementation == "triton" else implementation
     module = import_module(f"kernels.{room}.{stem}")
     try:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels.checks import check_number, check_whole
-from kernels.dispatch import implementation_for, run
+from kernels.dispatch import asked_for, run
 from kernels.paste_masks import Rule, checked
 
 _MOST_PIXELS = 2**31 - 1  # runs are 32-bit integers
@@ -25,7 +25,8 @@ def encode_masks(
 
     Args:
         masks: probabilities [N, M, M] or [N, 1, M, M] in float32, float16, bfloat16 or float64.
-        boxes: [N, 4] as x1, y1, x2, y2 in pixels of the image; with a NaN or infinite coordinate nothing is pasted.
+        boxes: [N, 4] as x1, y1, x2, y2 in pixels of the image, in floating point; half precision is taken as float32.
+            With a NaN or infinite coordinate nothing is pasted.
         image_size: height and width of the image, which has at most 2^31 - 1 pixels.
         threshold: 0 to 1; see `kernels.paste_masks`.
         rule: how the mask is resized to its box, see `kernels.paste_masks`.
@@ -82,7 +83,7 @@ def mask_runs(
         capacity = 2 * width + 1
     check_whole("capacity", capacity, 1)
     result: tuple[Tensor, Tensor] = _mask_runs(
-        masks.detach(), boxes.detach(), height, width, threshold, rule, capacity, implementation_for(masks)
+        masks.detach(), boxes.detach(), height, width, threshold, rule, capacity, asked_for()
     )
     return result
 
@@ -93,7 +94,7 @@ def _compress(runs: Tensor, counts: Tensor) -> list[bytes]:
     From the fourth run on, what a run is longer than the last but one is written. A number is cut into groups of five
     bits, the lowest first; a sixth bit says that more follow, the highest of the last group is the sign.
     """
-    present = torch.arange(runs.shape[1]) < counts[:, None]
+    present = torch.arange(runs.shape[1], device=runs.device) < counts[:, None]
     numbers = runs.to(torch.int64)
     if runs.shape[1] > 3:
         numbers[:, 3:] -= runs[:, 1:-2]

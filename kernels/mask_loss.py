@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.checks import INDEX, check_sampling_ratio, check_tensor, check_values
-from kernels.dispatch import implementation_for, run, values_may_be_read
+from kernels.dispatch import asked_for, run, values_may_be_read
 from kernels.masks import PackedMasks, Polygons, check_masks
 from kernels.memory_format import empty_map
 from kernels.rasterize import rasterized
@@ -105,7 +105,7 @@ def _run(
     check_targets(logits, labels, boxes, gt_masks, gt_index, weights, sampling_ratio)
     if weights is None:
         weights = boxes.new_ones(boxes.shape[0], dtype=torch.float32)
-    implementation = implementation_for(logits)
+    implementation = asked_for()
     masks, width, extents = sampled_masks(gt_masks, implementation)
     targets = labels, boxes.detach(), masks, gt_index, weights.detach()
     result: tuple[Tensor, Tensor, Tensor] = _mask_loss(

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from kernels.checks import INDEX, check_tensor, check_values
-from kernels.dispatch import implementation_for, run, values_may_be_read
+from kernels.dispatch import asked_for, run, values_may_be_read
 from kernels.mask_loss import MaskCounts, check_target_values, check_targets, sampled_masks
 from kernels.masks import PackedMasks, Polygons
+from kernels.memory_format import dense, empty_map, is_channels_last
 
 
 def mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ def mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor)
     _check(features, weight, bias)
     check_tensor("labels", labels, features.shape[:1], dtypes=INDEX, device=features.device)
     labels = _class_of(labels, weight)
-    result: Tensor = _mask_predict(_as_stored(features), weight, bias, labels, implementation_for(features))
+    result: Tensor = _mask_predict(features, weight, bias, labels, asked_for())
     return result
 
 
@@ -105,11 +106,11 @@ def _run_loss(
     check_targets(features, labels, boxes, gt_masks, gt_index, weights, sampling_ratio)
     if weights is None:
         weights = boxes.new_ones(boxes.shape[0], dtype=torch.float32)
-    implementation = implementation_for(features)
+    implementation = asked_for()
     labels = torch.where(weights != 0, _class_of(labels, weight), -1)
     masks, width, extents = sampled_masks(gt_masks, implementation)
     targets = (boxes.detach(), masks, gt_index, weights.detach(), sampling_ratio, width, extents)
-    loss, _, counts = _mask_predict_loss(_as_stored(features), weight, bias, labels, *targets, counted, implementation)
+    loss, _, counts = _mask_predict_loss(features, weight, bias, labels, *targets, counted, implementation)
     return loss, counts
 
 
@@ -118,10 +119,8 @@ def _class_of(labels: Tensor, weight: Tensor) -> Tensor:
 
 
 def _as_stored(features: Tensor) -> Tensor:
-    """Contiguous, or channels last for what is neither."""
-    if features.ndim == 6 or features.is_contiguous():
-        return features.contiguous()
-    return features.contiguous(memory_format=torch.channels_last)
+    """Without gaps in memory; copied only if there are some."""
+    return features.contiguous() if features.ndim == 6 else dense(features, is_channels_last(features))
 
 
 def _check(features: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -141,7 +140,7 @@ def _side(features: Tensor) -> int:
 def _mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, implementation: str) -> Tensor:
     if values_may_be_read(labels, implementation):
         check_values("labels", labels, 0, weight.shape[0] - 1)
-    arguments = (features, weight, bias, labels)
+    arguments = (_as_stored(features), weight, bias, labels)
     result: Tensor = run(implementation, "mask_predict", "mask_predict", features.device, *arguments)
     return result
 
@@ -174,8 +173,8 @@ def _mask_predict_loss(
         check_target_values(labels, weight.shape[0], gt_masks, gt_index, weights)
     # One channel fits all labels: a RoI whose label is no class is left out by an index that is no mask's.
     index = torch.where((labels >= 0) & (labels < weight.shape[0]), gt_index, -1)
-    device = features.device
-    logits = run(implementation, "mask_predict", "class_logits", device, features, weight, bias, labels)[:, None]
+    device, layer = features.device, (_as_stored(features), weight, bias, labels)
+    logits = run(implementation, "mask_predict", "class_logits", device, *layer)[:, None]
     arguments = (logits, labels, boxes, gt_masks, index, weights, sampling_ratio, width, extents)
     if counted:
         loss, residual, counts = run(implementation, "mask_loss", "mask_loss_with_counts", device, *arguments)
@@ -199,7 +198,7 @@ def _mask_predict_backward(
     grad_logits: Tensor, features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, implementation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of features, weight and bias; a RoI whose label is no class has none and adds none."""
-    arguments = (grad_logits, features, weight, bias, labels)
+    arguments = (grad_logits, _as_stored(features), weight, bias, labels)
     grads = run(implementation, "mask_predict", "mask_predict_backward", features.device, *arguments)
     of_features, of_weight, of_bias = grads
     return of_features, of_weight, of_bias
@@ -209,8 +208,11 @@ def _mask_predict_backward(
 def _(
     grad_logits: Tensor, features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, implementation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # Features are in one of the forms of `_as_stored`, whose strides a gradient keeps.
-    return torch.empty_like(features), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+    if features.ndim == 6:
+        grad_features = features.new_empty(features.shape)
+    else:
+        grad_features = empty_map(features, features.shape, is_channels_last(features))
+    return grad_features, weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
 def _setup_predict(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

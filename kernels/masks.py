@@ -94,7 +94,7 @@ def polygons_from_coco(segmentations: Sequence[Sequence[Sequence[float]]], heigh
             raise ValueError(f"segmentations[{number}] is {instance!r:.80}; it must be a list of polygons")
         parts += [_part(part, f"segmentations[{number}][{place}]") for place, part in enumerate(instance)]
     return Polygons(
-        torch.cat([torch.zeros((0, 2), dtype=torch.float64), *parts]),
+        torch.cat([torch.zeros((0, 2), dtype=torch.float64, device="cpu"), *parts]),
         _offsets([len(part) for part in parts]),
         _offsets([len(instance) for instance in segmentations]),
         height,
@@ -105,16 +105,16 @@ def polygons_from_coco(segmentations: Sequence[Sequence[Sequence[float]]], heigh
 def _part(part: Any, name: str) -> Tensor:
     """Its vertices [n, 2]."""
     try:
-        numbers = torch.as_tensor(part, dtype=torch.float64)
+        numbers = torch.as_tensor(part, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError):
-        numbers = torch.zeros(())
+        numbers = torch.zeros((), device="cpu")
     if numbers.ndim != 1 or len(numbers) % 2:
         raise ValueError(f"{name} is {part!r:.80}; it must be x1, y1, x2, y2, ..., an even number of coordinates")
     return numbers.view(-1, 2)
 
 
 def _offsets(lengths: list[int]) -> Tensor:
-    return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
+    return torch.tensor([0, *lengths], dtype=torch.int64, device="cpu").cumsum(0)
 
 
 def check_masks(name: str, masks: Any, device: torch.device) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kernels.checks import INTEGERS, check_flag, check_tensor, check_values
-from kernels.dispatch import implementation_for, run, values_may_be_read
+from kernels.dispatch import asked_for, run, values_may_be_read
 
 
 def match_boxes(
@@ -40,7 +40,7 @@ def match_boxes(
     check_tensor("gt_counts", gt_counts, gt_boxes.shape[:1], dtypes=INTEGERS, device=anchors.device)
     check_flag("with_forced", with_forced)
     result: tuple[Tensor, Tensor, Tensor] = _match_boxes(
-        anchors.detach(), gt_boxes.detach(), gt_counts, bool(with_forced), implementation_for(anchors)
+        anchors.detach(), gt_boxes.detach(), gt_counts, bool(with_forced), asked_for()
     )
     return result
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.checks import INTEGERS, check_number, check_tensor, check_values, check_whole
-from kernels.dispatch import implementation_for, run, values_may_be_read
+from kernels.dispatch import asked_for, run, values_may_be_read
 
 # Boxes with padding that cost less than launches for them alone.
 _LITTLE = 1 << 14
@@ -32,7 +32,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         ValueError: an argument has the wrong shape, dtype, device or range.
     """
     _check(boxes, scores, iou_threshold, ("N", 4))
-    kept: Tensor = _nms(boxes, scores, float(iou_threshold), implementation_for(boxes))
+    kept: Tensor = _nms(boxes, scores, float(iou_threshold), asked_for())
     return kept
 
 
@@ -55,7 +55,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     """
     _check(boxes, scores, iou_threshold, ("N", 4))
     check_tensor("idxs", idxs, scores.shape, dtypes=(*INTEGERS, torch.bool), device=boxes.device)
-    kept: Tensor = _batched_nms(boxes, scores, idxs, float(iou_threshold), implementation_for(boxes))
+    kept: Tensor = _batched_nms(boxes, scores, idxs, float(iou_threshold), asked_for())
     return kept
 
 
@@ -82,9 +82,7 @@ def segmented_nms(
     check_whole("max_keep", max_keep, 0)
     if counts is not None:
         check_tensor("counts", counts, boxes.shape[:1], dtypes=INTEGERS, device=boxes.device)
-    result: tuple[Tensor, Tensor] = _segmented_nms(
-        boxes, scores, float(iou_threshold), max_keep, counts, implementation_for(boxes)
-    )
+    result: tuple[Tensor, Tensor] = _segmented_nms(boxes, scores, float(iou_threshold), max_keep, counts, asked_for())
     return result
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels.checks import check_number, check_size, check_tensor
-from kernels.dispatch import implementation_for, run
+from kernels.dispatch import asked_for, run
 
 Rule = Literal["torchvision", "centers"]
 
@@ -22,7 +22,8 @@ def paste_masks(
 
     Args:
         masks: probabilities [N, M, M] or [N, 1, M, M] in float32, float16, bfloat16 or float64.
-        boxes: [N, 4] as x1, y1, x2, y2 in pixels of the image; with a NaN or infinite coordinate nothing is pasted.
+        boxes: [N, 4] as x1, y1, x2, y2 in pixels of the image, in floating point; half precision is taken as float32.
+            With a NaN or infinite coordinate nothing is pasted.
         image_size: height and width of the image.
         threshold: 0 to 1; a pixel belongs to the mask above it ("centers": from it on, so from 0 on every pixel of the
             image does, wherever a mask is pasted and if none is); None gives the probabilities.
@@ -39,7 +40,7 @@ def paste_masks(
     if threshold is not None:
         check_number("threshold", threshold, 0, 1)
     height, width = image_size
-    result: Tensor = _paste_masks(masks, boxes, height, width, threshold, rule, implementation_for(masks))
+    result: Tensor = _paste_masks(masks, boxes, height, width, threshold, rule, asked_for())
     return result
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels.checks import check_values
-from kernels.dispatch import implementation_for, run, values_may_be_read
+from kernels.dispatch import asked_for, run, values_may_be_read
 from kernels.masks import WORD, PackedMasks, Polygons, check_polygons
 
 _FARTHEST = 50e6  # vertices: fifths of a pixel are counted in 32 bits
@@ -25,7 +25,7 @@ def rasterize_polygons(polygons: Polygons) -> PackedMasks:
         ValueError: `polygons` holds something of the wrong shape, dtype, device or range.
     """
     check_polygons("polygons", polygons)
-    bits, _ = rasterized(polygons, True, implementation_for(polygons.vertices))
+    bits, _ = rasterized(polygons, True, asked_for())
     return PackedMasks(bits, polygons.width)
 
 

@@ -20,8 +20,8 @@ from kernels.checks import (
     is_positive,
     is_whole,
 )
-from kernels.dispatch import implementation_for, run, values_may_be_read
-from kernels.memory_format import empty_map
+from kernels.dispatch import asked_for, run, values_may_be_read
+from kernels.memory_format import dense, empty_map, is_channels_last
 
 
 def roi_align(
@@ -122,9 +122,6 @@ def _pool(
     check_sampling_ratio(sampling_ratio)
     check_flag("aligned", aligned)
     rois = checked_rois(boxes, features[0]).detach()
-    channels_last = not features[0].is_contiguous()
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    features = [feature.contiguous(memory_format=memory_format) for feature in features]
     result: Tensor = _roi_align(
         features,
         rois,
@@ -134,7 +131,7 @@ def _pool(
         bool(aligned),
         canonical_scale,
         canonical_level,
-        implementation_for(features[0]),
+        asked_for(),
     )
     return result
 
@@ -202,12 +199,13 @@ def _roi_align(
     if features[0].numel() == 0:  # no image or no channel
         shape = (rois.shape[0], features[0].shape[1], output_size[0], output_size[1])
         return empty_map(features[0], shape, False).zero_()
+    channels_last = is_channels_last(features[0])
     result: Tensor = run(
         implementation,
         "roi_align",
         "roi_align",
         rois.device,
-        list(features),
+        [dense(feature, channels_last) for feature in features],
         rois,
         list(spatial_scales),
         (output_size[0], output_size[1]),
@@ -234,7 +232,7 @@ def _(
     *args: Any,
 ) -> Tensor:
     shape = (rois.shape[0], features[0].shape[1], output_size[0], output_size[1])
-    return empty_map(features[0], shape, not features[0].is_contiguous())
+    return empty_map(features[0], shape, is_channels_last(features[0]))
 
 
 @torch.library.custom_op("mrcnn::roi_align_backward", mutates_args=())
@@ -287,7 +285,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     features, rois, *ctx.arguments = inputs
     ctx.save_for_backward(rois)
     ctx.feature_sizes = [size for feature in features for size in feature.shape]
-    ctx.channels_last = not features[0].is_contiguous()
+    ctx.channels_last = is_channels_last(features[0])
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:

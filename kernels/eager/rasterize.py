@@ -15,8 +15,8 @@ def rasterize(
     device = vertices.device
     fifths = (5 * vertices.cpu().double() + 0.5).nan_to_num(0.0).clamp(-_FAR, _FAR).to(torch.int64)
     parts, instances = part_offsets.tolist(), instance_offsets.tolist()
-    masks = torch.zeros((len(instances) - 1, height, width), dtype=torch.bool)
-    extents = torch.zeros((len(instances) - 1, 4), dtype=torch.int32)
+    masks = torch.zeros((len(instances) - 1, height, width), dtype=torch.bool, device="cpu")
+    extents = torch.zeros((len(instances) - 1, 4), dtype=torch.int32, device="cpu")
     for mask, extent, first, stop in zip(masks, extents, instances, instances[1:], strict=False):
         boxes = []
         for part in range(first, stop):
@@ -29,7 +29,7 @@ def rasterize(
             if left < right and top < bottom:
                 mask[top:bottom, left:right] |= _part(corners, left, top, right, bottom)
         if boxes:
-            every = torch.tensor(boxes, dtype=torch.int32)
+            every = extent.new_tensor(boxes)
             extent[:] = torch.cat([every[:, :2].amin(0), every[:, 2:].amax(0)])
     return pack_masks(masks).bits.to(device), extents.to(device)
 
@@ -47,8 +47,8 @@ def _part(corners: Tensor, left: int, top: int, right: int, bottom: int) -> Tens
     first = ((low.clamp(min=0) + 2) // 5).clamp(left, right)
     stop = ((high.clamp(min=0) + 2) // 5).clamp(left, right)
     number = stop - first  # of columns that an edge crosses
-    edge = torch.repeat_interleave(torch.arange(len(corners)), number)
-    column = torch.arange(len(edge)) - (number.cumsum(0) - number)[edge] + first[edge]
+    edge = torch.repeat_interleave(torch.arange(len(corners), device=corners.device), number)
+    column = torch.arange(len(edge), device=corners.device) - (number.cumsum(0) - number)[edge] + first[edge]
     row = (_crossing(start[edge], end[edge], 5 * column + 2).clamp(min=0) + 2) // 5
     width = right - left
     place = (row.clamp(top, bottom) - top) * width + column - left

@@ -33,8 +33,8 @@ def decode_keypoints(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
 def _lengthened(rows: Tensor, length: int) -> Tensor:
     """Rows [size, ...] resized to [length, ...]."""
     index, weight = _taps(length, rows.shape[0])
-    weights = torch.tensor(weight, dtype=rows.dtype)
-    return sum((weights[:, tap, None] * rows[torch.tensor(index)[:, tap]] for tap in range(4)), rows.new_zeros(()))
+    weights, places = rows.new_tensor(weight), rows.new_tensor(index, dtype=torch.int64)
+    return sum((weights[:, tap, None] * rows[places[:, tap]] for tap in range(4)), rows.new_zeros(()))
 
 
 @lru_cache(maxsize=1024)

@@ -21,5 +21,5 @@ def mask_runs(
             lengths.insert(0, 0)
         counts[index] = len(lengths)
         kept = lengths[:capacity]
-        runs[index, : len(kept)] = torch.tensor(kept, dtype=torch.int32)
+        runs[index, : len(kept)] = runs.new_tensor(kept)
     return runs, counts

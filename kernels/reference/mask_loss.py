@@ -50,7 +50,7 @@ def mask_loss_with_counts(
     size = logits.shape[-1]
     losses = logits.new_zeros((logits.shape[0], size, size), dtype=compute)
     derivative = logits.new_zeros((logits.shape[0], size, size), dtype=compute)
-    counts = torch.zeros(4, dtype=torch.int64)
+    counts = logits.new_zeros(4, dtype=torch.int64)
     normaliser = size * size * weights.to(compute).sum()
     for k in torch.nonzero(weights).flatten().tolist():
         roi = torch.cat([boxes.new_zeros(1), boxes[k]]).to(compute)[None]
@@ -61,7 +61,7 @@ def mask_loss_with_counts(
         derivative[k] = weights[k] * (torch.sigmoid(chosen) - target) / normaliser
         positive, predicted = target >= 0.5, chosen > 0
         false_positives, false_negatives = (predicted & ~positive).sum(), (positive & ~predicted).sum()
-        counts += torch.stack([torch.tensor(size * size), positive.sum(), false_positives, false_negatives])
+        counts += torch.stack([counts.new_tensor(size * size), positive.sum(), false_positives, false_negatives])
     if compute == torch.float64:  # what others are compared with has no rounding of its own in the sum
         return losses.new_tensor(math.fsum(losses.flatten().tolist())), derivative, counts
     return losses.sum(), derivative, counts

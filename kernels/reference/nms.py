@@ -22,7 +22,7 @@ def segmented_nms(
         if not every:
             order = order[own[order] > float("-inf")]  # false for NaN too
         kept = _greedy(boxes[segment].to(compute), order.tolist(), iou_threshold, max_keep)
-        keep[segment, : len(kept)] = torch.tensor(kept, dtype=torch.int64)
+        keep[segment, : len(kept)] = keep.new_tensor(kept)
         kept_counts[segment] = len(kept)
     return keep, kept_counts
 

@@ -14,23 +14,23 @@ Point = tuple[int, int]
 def rasterize(
     vertices: Tensor, part_offsets: Tensor, instance_offsets: Tensor, height: int, width: int, whole: bool
 ) -> tuple[Tensor, Tensor]:
-    """See `kernels.rasterize.rasterized`; everything is written."""
+    """See `kernels.rasterize.rasterized`; everything is written. Computed on the CPU."""
     instances, parts = instance_offsets.tolist(), part_offsets.tolist()
-    masks = torch.zeros((len(instances) - 1, height, width), dtype=torch.bool)
-    extents = torch.zeros((len(instances) - 1, 4), dtype=torch.int32)
+    masks = torch.zeros((len(instances) - 1, height, width), dtype=torch.bool, device="cpu")
+    extents = torch.zeros((len(instances) - 1, 4), dtype=torch.int32, device="cpu")
     for mask, extent, first, stop in zip(masks, extents, instances, instances[1:], strict=False):
         for part in range(first, stop):
             mask |= _part(vertices[parts[part] : parts[part + 1]].double().tolist(), height, width)
         rows, columns = (torch.nonzero(mask.any(dim))[:, 0].tolist() for dim in (1, 0))
         if rows:
-            extent[:] = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+            extent[:] = extent.new_tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
     return pack_masks(masks).bits.to(vertices.device), extents.to(vertices.device)
 
 
 def _part(vertices: list[list[float]], height: int, width: int) -> Tensor:
     """[height, width] of one polygon."""
     boundary = _boundary([(int(5 * x + 0.5), int(5 * y + 0.5)) for x, y in vertices])
-    turns = torch.zeros((height + 1, width), dtype=torch.int64)
+    turns = torch.zeros((height + 1, width), dtype=torch.int64, device="cpu")
     for (u, v), (next_u, next_v) in pairwise(boundary):
         x = (min(u, next_u) - 2) // 5
         # Between the middle fifth of a pixel and the next, the boundary crosses the pixel's column.

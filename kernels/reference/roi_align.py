@@ -52,7 +52,7 @@ def roi_align_backward(
         share = bin_grad[:, :, None, :, None] / max(y.shape[1] * y.shape[3], 1)
         for weight, row, column in _corners(y, x, *feature_shapes[level][2:]):
             image_grad = grads[level][int(roi[0])]
-            channel = torch.arange(image_grad.shape[0]).view(-1, 1, 1, 1, 1)
+            channel = torch.arange(image_grad.shape[0], device=grad.device).view(-1, 1, 1, 1, 1)
             image_grad.index_put_((channel, row, column), weight.to(compute) * share, accumulate=True)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return [each.to(grad.dtype).contiguous(memory_format=memory_format) for each in grads]
@@ -111,8 +111,8 @@ def _sample_positions(start: Tensor, length: Tensor, bins: int, sampling_ratio: 
     """Regular sampling positions [bins, samples a bin] along one axis."""
     samples = sampling_ratio if sampling_ratio > 0 else max(math.ceil(length / bins), 0)
     bin_size = length / bins
-    bin_index = torch.arange(bins, dtype=start.dtype)[:, None]
-    sample_index = torch.arange(samples, dtype=start.dtype)
+    bin_index = torch.arange(bins, dtype=start.dtype, device=start.device)[:, None]
+    sample_index = torch.arange(samples, dtype=start.dtype, device=start.device)
     return start + bin_index * bin_size + (sample_index + 0.5) * bin_size / max(samples, 1)
 
 

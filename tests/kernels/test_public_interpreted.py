@@ -133,6 +133,26 @@ def test_views_as_arguments() -> None:
         assert torch.equal(viewed, copied)
 
 
+def test_levels_of_one_pixel() -> None:
+    """Of one pixel both memory formats are the same bytes: the first level's strides say nothing about the others."""
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randn((4, 5, 1, 1), generator=generator)[::2]
+    other = torch.randn((2, 5, 6, 7), generator=generator)
+    boxes = torch.tensor([[0, 0, 0, 20.0, 20], [1, 3.1, 2.2, 9, 9], [1, 0, 0, 300, 300], [0, 1, 1, 90, 280]])
+
+    def pool(one: Tensor, other: Tensor) -> list[Tensor]:
+        leaves = [each.detach().requires_grad_() for each in (one, other)]
+        pooled = multiscale_roi_align(leaves, boxes.to(one.dtype), 2, [1 / 4, 1 / 8], canonical_level=2)
+        return [pooled.detach(), *torch.autograd.grad(pooled.square().sum(), leaves)]
+
+    with use("reference"):
+        truth, plain = pool(one.double(), other.double()), pool(one, other)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        seen = pool(one, other.contiguous(memory_format=memory_format))
+        for ours, true, rounded in zip(seen, truth, plain, strict=True):
+            assert_error_rule(ours, true, rounded, torch.float32)
+
+
 def test_the_rooms_hold_the_same_functions() -> None:
     for stem, functions in {
         "roi_align": ["roi_align", "roi_align_backward"],
