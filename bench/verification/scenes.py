@@ -12,7 +12,7 @@ from bench.cases import SCALES, Pyramid, proposals, rpn_boxes
 
 NAN, INF = float("nan"), float("inf")
 Size = Literal["tiny", "small", "full"]
-Kind = Literal["proposals", "degenerate", "not finite", "far outside"]
+Kind = Literal["proposals", "degenerate", "not finite", "far outside", "boundaries"]
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,22 @@ class Scene:
                 [4.1, -6e4, 12.3, -5.99e4],
                 [-20.2, -30.3, width + 90.4, height + 70.8],
             ],
+            "boundaries": self._boundaries(),
         }
         extra = torch.tensor(lists[self.boxes]).view(-1, 4)
         image = torch.arange(len(extra)) % self.pyramid.images
         return torch.cat([torch.cat([image[:, None].float(), extra], dim=1), drawn])
+
+    def _boundaries(self) -> list[list[float]]:
+        """Where the last bit of a quotient would decide: whole pixels in each bin, of RoIs and of masks; sides from
+        which on it is another level; overlaps of exactly 1/2 and 7/10."""
+        rows, columns = (size / self.scale for size in self.pooled)
+        bins = [(rows, columns), (float(self.mask_side), float(self.mask_side))]
+        whole = [[4.0, 8, 4 + times * width, 8 + times * height] for height, width in bins for times in (1, 2, 3)]
+        sides = [times * self.canonical_scale for times in (0.25, 0.5, 1)]
+        edges = [[2, 1, 2 + side * longer, 1 + side / longer] for side in sides for longer in (1.0, 2.0)]
+        pairs = [[x, 8, x + 10, 8 + height] for x, least in ((20.0, 7.0), (40.0, 5.0)) for height in (10.0, least)]
+        return [*pairs, *whole, *edges]
 
     @cached_property
     def segments(self) -> tuple[Tensor, Tensor]:
@@ -114,6 +126,8 @@ class Scene:
         count = min(len(odd), self.candidates)
         for start in (0, count):  # each of them twice
             boxes[:, start : start + count] = odd[: len(boxes[0, start : start + count])]
+        if self.boxes == "boundaries":
+            scores[:, : 2 * count] += 1  # so that they count, however few are kept
         if self.boxes == "not finite":
             scores[0, 1:9:3], scores[1, :9:3], scores[0, 0] = -INF, NAN, INF
         return boxes, scores
@@ -190,6 +204,7 @@ def scenes(size: Size) -> list[Scene]:
         replace(few, name="degenerate", boxes="degenerate", aligned=True),
         replace(few, name="not finite", boxes="not finite", sampling_ratio=-1),
         replace(few, name="far outside", boxes="far outside"),
+        replace(few, name="boundaries", boxes="boundaries", sampling_ratio=-1),
     ]
     if size == "tiny":
         return [replace(small, name="pyramid"), *common]

@@ -115,6 +115,8 @@ def _to_paste(scene: Scene, dtype: torch.dtype) -> tuple[Tensor, Tensor, tuple[i
     boxes = scene.regions[:100, 1:]
     if scene.boxes == "degenerate":  # without width or height there is nothing at a pixel's centre, but for rounding
         boxes = boxes[((boxes[:, 2:] - boxes[:, :2]).abs() > 0.1).all(dim=1)]
+    if scene.boxes == "boundaries":  # a box that is whole pixels when grown is cut by rounding, in torchvision too
+        boxes = boxes + 0.3
     masks = scene.uniform(len(boxes), scene.mask_side, scene.mask_side, seed=6).to(dtype)
     image = scene.pyramid.height, scene.pyramid.width
     thresholds: dict[Rule, float] = {}

@@ -12,6 +12,7 @@ import kernels
 
 # Launchers must still call `kernels.gpu.tuning.launch`, which the virtual GPU stands in for.
 _IMPORT = re.compile(r"from kernels\.gpu(?=\.(?!tuning\b))")
+_IMPORT_BESIDE = re.compile(r"from kernels\.gpu import (\w+), tuning")
 
 
 @contextmanager
@@ -33,6 +34,7 @@ def seeded(folder: Path, operation: str, stem: str = "", old: str = "", new: str
         if source.stem == stem:
             assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {source.name}"
             text = text.replace(old, new)
+        text = _IMPORT_BESIDE.sub(rf"from {package.name} import \1\nfrom kernels.gpu import tuning", text)
         (package / source.name).write_text(_IMPORT.sub(f"from {package.name}", text))
     with mock.patch.object(sys, "path", [str(folder), *sys.path]):
         invalidate_caches()

@@ -1,13 +1,18 @@
 """What `verify` reports of kernels on the virtual GPU, on small kernels that do what no kernel must do."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import triton
 import triton.language as tl
+from seeded import seeded
 
+from bench.verification.case import verify_case
+from bench.verification.operations import OPERATIONS
 from bench.verification.places import VirtualGpu
+from bench.verification.scenes import scenes
 from kernels.gpu import tuning
 
 pytestmark = pytest.mark.compiled
@@ -66,3 +71,30 @@ def test_approximate_instructions_run_at_both_ends() -> None:
     assert low < 1 / 3 < high
     assert low < runs.pop("") < high
     assert not runs
+
+
+@pytest.mark.parametrize(
+    ("operation", "stem", "dtype"),
+    [
+        ("roi_align", "roi_align", torch.float32),
+        ("roi_align", "roi_align", torch.bfloat16),
+        ("multiscale_roi_align", "roi_align", torch.float32),
+        ("roi_pool", "roi_pool", torch.float32),
+        ("nms", "nms", torch.float32),
+        ("segmented_nms", "nms", torch.float32),
+        ("mask_loss", "mask_loss", torch.float32),
+    ],
+    ids=str,
+)
+def test_a_quotient_that_decides_and_is_approximate_is_seen(
+    operation: str, stem: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """At an end of its error it takes another number of samples, another bin or another box: `boundaries` has such."""
+    (scene,) = (each for each in scenes("tiny") if each.name == "boundaries")
+    make, (layout, *_) = OPERATIONS[operation]
+    problem = make(scene, dtype, layout)
+    with seeded(tmp_path, stem, "language", "tl.div_rn(a, tl.cast(b, tl.float32))", "a / tl.cast(b, tl.float32)"):
+        findings = verify_case(problem, dtype, VirtualGpu(), "reference")
+    breaches = [each for each in findings if not each.holds]
+    assert breaches
+    assert all(each.side == "triton" and "approximate instructions at" in each.run for each in breaches)
