@@ -30,7 +30,7 @@ from triton.backends.compiler import GPUTarget
 import kernels
 from bench.cache import cached
 from bench.cases import Pyramid
-from bench.compiled.launches import AMPERE, BLACKWELL, HOPPER, MI300, Launch, recorded
+from bench.compiled.launches import AMPERE, BLACKWELL, HOPPER, MI300, Launch, name_of, recorded, tuned_kernels
 from bench.compiled.machine_code import Access, Demand, of_amd, of_nvidia
 from bench.environment import environment
 from bench.verification.case import results_of
@@ -82,6 +82,17 @@ SCENES = (HEAD, replace(HEAD, name="mask head", pooled=(14, 14)), ADAPTIVE)
 # Sizes that some kernels' code depends on, up to the largest that one expects: a few boxes of one class, a list of all
 # before it is split into segments, and masks of twice the side.
 LISTS = tuple(replace(HEAD, name=f"{number:,} boxes", candidates=number) for number in (50, 100, 1_000, 6_000, 20_000))
+# What takes configurations that 256 channels, or the heads' bins, do not.
+OTHER_MAPS = {
+    "multiscale_roi_align": (
+        *(replace(HEAD, name=f"{each} channels", pyramid=Pyramid(2, 128, 160, each)) for each in (32, 64, 128)),
+        *(replace(HEAD, name=f"{each} x {each} bins", pooled=(each, each)) for each in (2, 4)),
+    ),
+    "roi_pool": (replace(HEAD, name="512 channels", pyramid=Pyramid(2, 128, 160, 512)),),
+    "mask_predict": tuple(
+        replace(HEAD, name=f"{each} channels", pyramid=Pyramid(2, 128, 160, each)) for each in (16, 32)
+    ),
+}
 LARGE_MASKS = tuple(replace(scene, name=f"{scene.name}, 56 x 56", mask_side=56) for scene in (HEAD, ADAPTIVE))
 
 
@@ -145,10 +156,26 @@ def main(arguments: list[str]) -> int:
             console.print(line, style="bold red", highlight=False, soft_wrap=True)
     if not rows:
         return _refuse("these operations launch none of these kernels")
+    left_out = [] if picked(chosen) else never_compiled(rows)
+    for each in left_out:
+        console.print(f"PROBLEM {each} is compiled for nothing here", style="bold red", highlight=False, soft_wrap=True)
     console.print(
         f"{earlier} of {len(rows)} rows come from the disk: compiled earlier from the same sources and versions"
     )
-    return report(rows, console, chosen.json)
+    code = report(rows, console, chosen.json)
+    return 1 if left_out else code
+
+
+def picked(chosen: Arguments) -> bool:
+    """Whether something is left out because it was not asked for."""
+    return replace(chosen, json=None, fresh=False) != Arguments()
+
+
+def never_compiled(rows: Sequence[Row]) -> list[str]:
+    """Configurations of kernels in the rows that no row is about, on any target."""
+    found = {(row.kernel, row.config) for row in rows}
+    listed = {(name_of(kernel), _told(config)) for kernel in tuned_kernels() for config in kernel.configs}
+    return [f"{name}, {config}" for name, config in sorted(listed - found)]
 
 
 def _refuse(why: str) -> int:
@@ -209,7 +236,9 @@ def scenes_of(operation: str) -> tuple[Scene, ...]:
     """The sizes of the model's heads, and what else an operation is compiled for."""
     if operation.endswith("nms"):
         return SCENES + LISTS
-    return SCENES + LARGE_MASKS if operation.startswith("mask_loss") else SCENES
+    if operation.startswith("mask_loss"):
+        return SCENES + LARGE_MASKS
+    return SCENES + OTHER_MAPS.get(operation, ())
 
 
 def examine(launch: Launch, launched_by: str, config: triton.Config | None, target: str) -> Row:

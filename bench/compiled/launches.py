@@ -1,8 +1,10 @@
 """What launchers would launch, recorded with no GPU and no driver, to be compiled for any target."""
 
+import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 from unittest import mock
 
@@ -11,6 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime.autotuner import Autotuner
 
+import kernels.gpu
 from bench.virtual_gpu.triton_kernels import Specialized, specialize
 from kernels.gpu import tuning
 
@@ -65,6 +68,17 @@ def recorded() -> Iterator[list[Launch]]:
 
     with mock.patch.object(tuning, "launch", record):
         yield launches
+
+
+def tuned_kernels() -> list[Autotuner]:
+    """All that there are, found where they are defined, by name."""
+    modules = [import_module(f"kernels.gpu.{module.name}") for module in pkgutil.iter_modules(kernels.gpu.__path__)]
+    found = {id(value): value for module in modules for value in vars(module).values() if isinstance(value, Autotuner)}
+    return sorted(found.values(), key=name_of)
+
+
+def name_of(kernel: Autotuner) -> str:
+    return str(kernel.base_fn.__name__)
 
 
 def launches_of(launcher: Callable[..., Any], *args: Any) -> list[Launch]:

@@ -95,14 +95,14 @@ def _paste_kernel(
 
 @triton.jit
 def load_box(ptr):
-    """x1, y1, x2, y2, in float32 at least: half precision has no room for what is computed of them."""
-    dtype: tl.constexpr = tl.float64 if ptr.dtype.element_ty == tl.float64 else tl.float32
-    return (
-        tl.load(ptr).to(dtype),
-        tl.load(ptr + 1).to(dtype),
-        tl.load(ptr + 2).to(dtype),
-        tl.load(ptr + 3).to(dtype),
-    )
+    """x1, y1, x2, y2."""
+    return _widened(tl.load(ptr)), _widened(tl.load(ptr + 1)), _widened(tl.load(ptr + 2)), _widened(tl.load(ptr + 3))
+
+
+@triton.jit
+def _widened(corner):
+    """In float32 at least: half precision has no room for what is computed of it."""
+    return corner.to(tl.float64 if corner.dtype == tl.float64 else tl.float32)
 
 
 @triton.jit

@@ -46,7 +46,8 @@ KEY = ["CHANNELS", "POOLED_H", "POOLED_W", "RATIO", "LEVELS", "rois_bucket", "ma
 def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
     """Of `tuning.within_channels`, those that read one or two lines of 128 bytes from a pixel, 16 bytes a thread at
     once, and hold at most 32 bytes of a tensor in a thread, 16 with adaptive sampling, as there are not registers for
-    more. If there are none, those that hold least. Narrow blocks let more RoIs share an SM's cache.
+    more. If there are none, those that read less of a pixel so, and if there are none, those that hold least. Narrow
+    blocks let more RoIs share an SM's cache.
     """
     size = arguments["out_ptr"].element_size()
     fitting = tuning.within_channels(configs, arguments)
@@ -55,8 +56,9 @@ def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[
     def held(config: triton.Config) -> float:
         return float(arguments["BLOCK_H"] * config.kwargs["BLOCK_C"] * size / tuning.threads(config, arguments))
 
-    lines = [each for each in fitting if 128 <= each.kwargs["BLOCK_C"] * size <= 256 and 16 <= held(each) <= most]
-    return lines or [each for each in fitting if held(each) == min(map(held, fitting))]
+    wide = [each for each in fitting if each.kwargs["BLOCK_C"] * size <= 256 and 16 <= held(each) <= most]
+    lines = [each for each in wide if each.kwargs["BLOCK_C"] * size >= 128]
+    return lines or wide or [each for each in fitting if held(each) == min(map(held, fitting))]
 
 
 @tuning.tuned(

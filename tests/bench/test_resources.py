@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bench import resources
 from bench.__main__ import main
-from bench.compiled.launches import HOPPER, MI300
+from bench.compiled.launches import HOPPER, MI300, name_of, tuned_kernels
 from bench.compiled.machine_code import Access, Demand, accesses_of, of_amd
 from bench.verification.operations import OPERATIONS
 from bench.virtual_gpu.ptx import parse
@@ -251,3 +251,26 @@ def test_rows_without_a_problem_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_pa
     for fresh in (True, False):  # what was kept before is not believed any more
         rows = list(resources.compiled(replace(pick, fresh=fresh)))
         assert all(row.problems and not remembered for row, remembered in rows)
+
+
+def test_a_configuration_that_nothing_is_compiled_for_is_told() -> None:
+    """What the command says holds for every configuration that there is."""
+    listed = [(name_of(kernel), resources._told(config)) for kernel in tuned_kernels() for config in kernel.configs]
+    rows = [resources.Row(kernel, "", config, "sm_90", None, ()) for kernel, config in listed]
+    assert resources.never_compiled(rows) == []
+    name, config = listed[7]
+    assert resources.never_compiled([*rows[:7], *rows[8:]]) == [f"{name}, {config}"]
+    assert not resources.picked(resources.Arguments(json=Path("rows.json"), fresh=True))
+    assert resources.picked(resources.Arguments(target=("sm_90",)))
+
+
+def test_every_configuration_is_compiled_for_some_launch() -> None:
+    """Of the kernels whose configurations depend on the maps; in one dtype of 32 bits and one of 16."""
+    found: dict[str, set[str]] = {}
+    for operation in ("multiscale_roi_align", "roi_pool", "mask_predict"):
+        for _, launch in resources.launches([operation], ["float32", "bfloat16"]):
+            configs = found.setdefault(launch.name, set())
+            configs |= {str(config) for target in (HOPPER, MI300) for config in launch.configs_on(target) if config}
+    listed = {name_of(kernel): {str(config) for config in kernel.configs} for kernel in tuned_kernels()}
+    for name in ("gather_kernel", "_channels_last_kernel", "_neighbours_kernel", "_pool_kernel", "_logits_kernel"):
+        assert found[name] == listed[name], name

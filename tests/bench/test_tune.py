@@ -12,10 +12,10 @@ import pytest
 import torch
 import triton
 from triton.runtime.autotuner import Autotuner
-from tuned_kernels import name, tuned_kernels
 
 import kernels
 from bench.cases import Pyramid
+from bench.compiled.launches import name_of, tuned_kernels
 from bench.tune import cases, main, measured
 from kernels.gpu import choices, tuning
 
@@ -59,7 +59,7 @@ def test_the_table_is_found(device: None, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(tuning, "measure", made_up)
     with measured(path) as rows:
         run_all()
-    assert {row.kernel for row in rows} == {name(kernel) for kernel in all_kernels}
+    assert {row.kernel for row in rows} == {name_of(kernel) for kernel in all_kernels}
     assert len({(row.kernel, row.key) for row in rows}) == len(rows)
     assert all(row.fastest < row.default for row in rows)
     table = json.loads(path.read_text())
@@ -70,5 +70,5 @@ def test_the_table_is_found(device: None, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(tuning, "measure", never)
     run_all()
-    chosen = {f"{name(kernel)} {config}" for kernel in all_kernels for config in kernel.cache.values()}
+    chosen = {f"{name_of(kernel)} {config}" for kernel in all_kernels for config in kernel.cache.values()}
     assert chosen >= {f"{row.kernel} {row.config}" for row in rows}

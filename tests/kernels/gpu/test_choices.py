@@ -249,7 +249,7 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_kernel_has_a_name_of_its_own() -> None:
-    from tuned_kernels import tuned_kernels
+    from bench.compiled.launches import tuned_kernels
 
     names = [choices.name_of(kernel) for kernel in tuned_kernels()]
     assert len(set(names)) == len(names) > 10

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.errors import OutOfResources
-from tuned_kernels import tuned_kernels
 
+from bench.compiled.launches import tuned_kernels
 from kernels.gpu import capture, choices, tuning
 
 pytestmark = pytest.mark.interpreter

@@ -13,10 +13,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from tuned_kernels import name, tuned_kernels
 
 import kernels
-from bench.compiled.launches import recorded
+from bench.compiled.launches import name_of, recorded, tuned_kernels
 from bench.virtual_gpu.intercept import active
 from kernels.gpu import tuning
 from kernels.gpu.tuning import pruned_configs
@@ -231,7 +230,7 @@ def test_cases_reach_every_configuration() -> None:
         if launch.tuned
         for config in configs_anywhere(launch.tuned, launch.tensors, launch.arguments)
     }
-    assert {f"{name(kernel)}: {config}" for kernel in tuned_kernels() for config in kernel.configs} == reached
+    assert {f"{name_of(kernel)}: {config}" for kernel in tuned_kernels() for config in kernel.configs} == reached
 
 
 @tuning.tuned(

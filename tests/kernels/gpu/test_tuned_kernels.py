@@ -11,9 +11,9 @@ import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from triton.runtime.autotuner import Autotuner
-from tuned_kernels import name, tuned_kernels
 
 import kernels
+from bench.compiled.launches import name_of, tuned_kernels
 from kernels.gpu import nms_at_once, tuning
 
 pytestmark = pytest.mark.compiled
@@ -23,7 +23,7 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 # Arguments that tell how much there is of what changes from image to image.
 COUNT = re.compile(r"num_.*|max_.*|.*_bucket|height|width|words|rows|columns|capacity|crowded|.*_count|.*stride.*")
 
-every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=name)
+every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=name_of)
 
 
 def parameters(kernel: Autotuner) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def test_what_is_fastest_on_small_maps_is_not_taken_for_large_ones(
 
     def record(kernel: Any, grid: Any, tensors: Any, **arguments: Any) -> None:
         if isinstance(kernel, Autotuner):
-            keys.append((name(kernel), *tuning.key_of(kernel, tensors, arguments)))
+            keys.append((name_of(kernel), *tuning.key_of(kernel, tensors, arguments)))
 
     monkeypatch.setattr(tuning, "launch", record)
 
@@ -187,7 +187,7 @@ def test_one_more_of_anything_in_a_bucket_is_the_same_key(monkeypatch: pytest.Mo
 
     def record(kernel: Any, grid: Any, tensors: Any, **arguments: Any) -> None:
         if isinstance(kernel, Autotuner):
-            keys.append((name(kernel), *tuning.key_of(kernel, tensors, arguments)))
+            keys.append((name_of(kernel), *tuning.key_of(kernel, tensors, arguments)))
 
     monkeypatch.setattr(tuning, "launch", record)
 
@@ -220,6 +220,6 @@ def test_one_more_of_anything_in_a_bucket_is_the_same_key(monkeypatch: pytest.Mo
         return list(keys)
 
     first, last, above = keys_of(65), keys_of(128), keys_of(129)
-    assert {key[0] for key in first} == {name(kernel) for kernel in KERNELS}
+    assert {key[0] for key in first} == {name_of(kernel) for kernel in KERNELS}
     assert first == last
     assert all(one != other for one, other in zip(last, above, strict=True))
