@@ -269,9 +269,10 @@ def is_for_checking(launch: Launch) -> bool:
 def hot_bytes(launch: Launch, config: triton.Config | None, target: GPUTarget) -> dict[str, int]:
     """How many bytes a thread has to load at a time at least, by argument.
 
-    That is 16, but where all threads of a program share one row of channels and it is shorter. So it is for narrow
-    blocks, and in the gathers of gradients: a thread of RoIAlign's keeps eight sums for each of its channels and has
-    four at most, as eight of 16 bits, which would be 16 bytes, spilled; RoIPool's has four, too.
+    That is 16, but where the threads of a program share rows of channels that are shorter. So it is for narrow blocks,
+    for RoIAlign with few rows of bins, and in the gathers of gradients: a thread of RoIAlign's keeps eight sums for
+    each of its channels and has four at most, as eight of 16 bits, which would be 16 bytes, spilled; RoIPool's has
+    four, too.
     """
     if not launch.arguments.get("CHANNELS_LAST", True):
         return {}
@@ -281,6 +282,10 @@ def hot_bytes(launch: Launch, config: triton.Config | None, target: GPUTarget) -
         for argument in widths:
             size = launch.tensors[launch.kernel.arg_names.index(argument)].element_size()
             widths[argument] = min(HOT_BYTES, size * max(channels, 1))
+    if config is not None and launch.name == "_channels_last_kernel":
+        (size,) = {each.element_size() for each in launch.tensors[0]}
+        values = launch.arguments["BLOCK_H"] * config.kwargs["BLOCK_C"] // (target.warp_size * config.num_warps)
+        widths = dict.fromkeys(widths, min(HOT_BYTES, size * max(values, 1)))
     return widths
 
 

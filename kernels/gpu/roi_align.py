@@ -46,8 +46,8 @@ KEY = ["CHANNELS", "POOLED_H", "POOLED_W", "RATIO", "LEVELS", "rois_bucket", "ma
 def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
     """Of `tuning.within_channels`, those that read one or two lines of 128 bytes from a pixel, 16 bytes a thread at
     once, and hold at most 32 bytes of a tensor in a thread, 16 with adaptive sampling, as there are not registers for
-    more. If there are none, those that read less of a pixel so, and if there are none, those that hold least. Narrow
-    blocks let more RoIs share an SM's cache.
+    more. If there are none, those that read less of a pixel so, and if there are none, those that hold what is nearest
+    to 16 bytes. Narrow blocks let more RoIs share an SM's cache.
     """
     size = arguments["out_ptr"].element_size()
     fitting = tuning.within_channels(configs, arguments)
@@ -58,13 +58,14 @@ def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[
 
     wide = [each for each in fitting if each.kwargs["BLOCK_C"] * size <= 256 and 16 <= held(each) <= most]
     lines = [each for each in wide if each.kwargs["BLOCK_C"] * size >= 128]
-    return lines or wide or [each for each in fitting if held(each) == min(map(held, fitting))]
+    nearest = min(abs(held(each) - 16) for each in fitting)
+    return lines or wide or [each for each in fitting if abs(held(each) - 16) == nearest]
 
 
 @tuning.tuned(
     configs=[
         triton.Config({"BLOCK_C": block}, num_warps=warps)
-        for block, warps in [(32, 2), (64, 2), (64, 4), (32, 1), (32, 4), (64, 1), (128, 4), (128, 8)]
+        for block, warps in [(32, 2), (64, 2), (64, 4), (32, 1), (32, 4), (64, 1), (128, 4), (128, 8), (128, 1)]
     ],
     key=KEY,
     prune=prune_rows_of_channels,
