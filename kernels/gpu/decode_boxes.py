@@ -64,7 +64,7 @@ def _decode_kernel(
     anchors_ptr,  # [B, S, N, 4] by strides
     scores_ptr,  # [B, S, N] by strides
     sizes_ptr,  # [B, 2] height and width
-    counts_ptr,  # [B] if COUNTED
+    counts_ptr,  # [B] if COUNTED, else None
     boxes_ptr,  # [B, S, N, 4] the result
     kept_ptr,  # [B, S, N] the result
     number,
@@ -152,7 +152,7 @@ def decode_boxes(
         tuning.launch(
             _decode_kernel,
             lambda meta: (images * segments * triton.cdiv(number, meta["BLOCK"]),),
-            (offsets, anchors, scores, sizes, sizes if counts is None else counts.contiguous(), boxes, kept),
+            (offsets, anchors, scores, sizes, None if counts is None else counts.contiguous(), boxes, kept),
             number=number,
             segments=segments,
             **strides,

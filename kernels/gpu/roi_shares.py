@@ -63,7 +63,8 @@ def deal_shares(buckets: TileBuckets, weights: RoiWeights, images: int, channels
     """
     tiles, words = buckets.members.shape
     parts = tiles * (TILE * TILE // (PART[0] * PART[1]))
-    wanted = buckets.members.new_empty((2, parts))
+    new_empty = buckets.members.new_empty
+    wanted = new_empty(parts), new_empty(parts)
     tuning.launch(
         _work_kernel,
         (tiles,),
@@ -87,8 +88,8 @@ def deal_shares(buckets: TileBuckets, weights: RoiWeights, images: int, channels
     if len(buckets.order) * (75 + bins[1] * (48 + 31 * bins[0])) <= WORK:  # see `_work`
         slots = 0
     shares = Shares(
-        todo=wanted.new_empty(parts + slots),
-        slot=wanted.new_empty((slots, 3)),
+        todo=new_empty(parts + slots),
+        slot=new_empty((slots, 3)),
         sums=buckets.grid.new_empty((slots, values)),
     )
     tuning.launch(
