@@ -2,20 +2,36 @@
 
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import torch
 
 PACKAGES = ("torch", "triton", "torchvision")
 
 
 def environment(device: str) -> dict[str, str]:
-    """The device, versions, and the revision of the source, with a + where it was changed since."""
+    """The device, the CPU and the threads PyTorch uses of it, versions, and the revision of the source, with a + where
+    it was changed since."""
     return {
         "device": device,
+        "cpu": _cpu(),
+        "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
         "revision": _revision(),
     }
+
+
+def _cpu() -> str:
+    """Its model, where the system tells, else what kind it is."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def _version(name: str) -> str:

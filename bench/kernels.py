@@ -1,8 +1,9 @@
 """`python -m bench kernels`: our kernels beside torchvision's, once each result is known to be right.
 
-With a GPU, times. Without one, counts and lower bounds of time on the virtual one, beside torchvision's own float32
-kernels there and beside what was asked, and CPU times of the eager operations beside torchvision's. Of operations
-other than roi_align, segmented_nms and mask_loss there is no count of torchvision's; some take the virtual GPU minutes.
+On a GPU, times. On the virtual one (`--on virtual`, and where there is no other) counts and lower bounds of time,
+beside torchvision's own float32 kernels there and beside what was asked, and CPU times of the eager operations beside
+torchvision's. Of operations other than roi_align, segmented_nms and mask_loss there is no count of torchvision's; some
+take the virtual GPU minutes.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from bench import cpu_operations, results
 from bench.bars import Seen, of_pairs
@@ -42,12 +43,12 @@ def main(arguments: list[str]) -> int:
     """Exit code 1 if a result is wrong or a bar is not met, 2 for a wrong call."""
     picks = parse(arguments)
     wrong: list[str] = []
-    rows, lines = times(picks, wrong) if torch.cuda.is_available() else counts(picks, wrong)
+    rows, lines = times(picks, wrong) if picks.on == "gpu" else counts(picks, wrong)
     for each in lines:
         print(f"{'holds' if each.holds else 'FAILS'}  {each.what:82s} {each.asked:>26s}  {each.seen}")
     for message in wrong:
         print(f"WRONG, and so not shown: {message}")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "virtual H100 (sm_90), no GPU"
+    device = torch.cuda.get_device_name() if picks.on == "gpu" else "virtual H100 (sm_90), no GPU"
     found, folder = results.Results(environment(device), rows), Path(picks.out)
     results.write_json(folder / "kernels.json", found)
     results.write_csv(folder / "kernels.csv", found)
@@ -62,20 +63,27 @@ def main(arguments: list[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """What was picked."""
+    """What was picked; exits with 2 if it cannot be had."""
+    there = torch.cuda.is_available()
     parser = argparse.ArgumentParser(
         prog="python -m bench kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    chosen = list(OPERATIONS if torch.cuda.is_available() else WITH_BARS)
-    told = f"if not given all on a GPU, and without one {', '.join(WITH_BARS)}"
-    parser.add_argument("--operation", nargs="+", choices=list(OPERATIONS), default=chosen, help=told)
+    where = "a GPU if there is one, if not given"
+    parser.add_argument("--on", choices=["gpu", "virtual"], default="gpu" if there else "virtual", help=where)
+    told = f"if not given all on a GPU, and on the virtual one {', '.join(WITH_BARS)}"
+    parser.add_argument("--operation", nargs="+", choices=list(OPERATIONS), help=told)
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[4, 5, 6], help="of the RoIs")
     parser.add_argument("--quick", action="store_true", help="a small workload; neither bars nor CPU times")
     parser.add_argument("--fresh", action="store_true", help="count again what was counted before")
     parser.add_argument("--plot", action="store_true", help="a picture beside the files; needs matplotlib")
     parser.add_argument("--out", default="runs/kernels", help="folder for kernels.json and kernels.csv")
-    return parser.parse_args(arguments)
+    picks = parser.parse_args(arguments)
+    if picks.on == "gpu" and not there:
+        parser.error("there is no GPU here that PyTorch can use; take --on virtual")
+    if picks.operation is None:
+        picks.operation = list(OPERATIONS if picks.on == "gpu" else WITH_BARS)
+    return picks
 
 
 def counts(picks: argparse.Namespace, wrong: list[str]) -> tuple[list[Row], list[Seen]]:
@@ -105,7 +113,7 @@ def counts(picks: argparse.Namespace, wrong: list[str]) -> tuple[list[Row], list
             continue
         lines += of_pairs([pair])
         figures = {"ms": 1e3 * pair.ours, "torchvision, ms": 1e3 * pair.torchvision, "times as fast": pair.speedup}
-        rows.append(Row(name, "float32", "any", 4, "eager, CPU", "", figures))
+        rows.append(Row(name, "float32", "any", 4, "ours, eager on the CPU", "", figures))
         print(f"{name:76s}" + ", ".join(f"{figure} {value:.4g}" for figure, value in figures.items()), flush=True)
     return rows, lines
 
@@ -134,18 +142,28 @@ def times(picks: argparse.Namespace, wrong: list[str]) -> tuple[list[Row], list[
     clock = kernel_times.CudaClock()
     bandwidth = kernel_times.copy_bandwidth(clock)
     print(f"copies move {bandwidth / 1e9:.0f} GB/s here; times are medians, each once its result is known to be right")
+    peers: dict[tuple[str, int], Row] = {}  # by case and seed: torchvision computes in one dtype, whatever ours is
+    asked_of_peer = set()
     for case in cases(picks.seeds, picks.operation, dtypes, QUICK if picks.quick else FULL):
         for provider in kernel_times.providers(case):
+            if provider.name == "torchvision":
+                if (case.name, case.seed) in asked_of_peer:
+                    continue
+                asked_of_peer.add((case.name, case.seed))
             try:
                 made = kernel_times.time_case(case, provider, clock, bandwidth)
             except WrongResult as error:
                 wrong.append(f"{provider.name}: {error}")
                 continue
-            except TorchDynamoException as error:
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 print(f"{case.name}, {case.dtype_name}: no {provider.name}, {str(error).splitlines()[0]}", flush=True)
                 continue
             rows += made
             for row in made:
+                if provider.name == "torchvision":
+                    peers[row.case, row.seed] = row
+                elif (row.case, row.seed) in peers:
+                    row.figures[kernel_bars.TIME] = row.figures["us"] / peers[row.case, row.seed].figures["us"]
                 figures = ", ".join(f"{name} {value:.4g}" for name, value in row.figures.items())
                 print(f"{row.name:96s} {figures}", flush=True)
     return rows, []

@@ -81,14 +81,19 @@ def differences(first: Sequence[Row], second: Sequence[Row]) -> tuple[list[str],
     """What changed from one file to another.
 
     Returns:
-        A line for each row that both have, with the ratio second / first of each figure that is not the same; the
-        names of rows that only the first has; and of those that only the second has.
+        A line for each row that both have, with the ratio second / first of each figure that is not the same, and what
+        was chosen if that is not; the names of rows that only the first has; and of those that only the second has.
     """
     later = {row.key: row for row in second}
     earlier = {row.key for row in first}
-    lines = [f"{row.name}: {_ratios(row.figures, later[row.key].figures)}" for row in first if row.key in later]
+    lines = [f"{row.name}: {_changes(row, later[row.key])}" for row in first if row.key in later]
     only_first = [row.name for row in first if row.key not in later]
     return lines, only_first, [row.name for row in second if row.key not in earlier]
+
+
+def _changes(first: Row, second: Row) -> str:
+    ratios = _ratios(first.figures, second.figures)
+    return ratios if first.config == second.config else f"{ratios}, from {first.config!r} to {second.config!r}"
 
 
 def _ratios(first: dict[str, float], second: dict[str, float]) -> str:

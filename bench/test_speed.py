@@ -15,6 +15,7 @@ from bench import cpu_operations
 from bench.kernel_figures import times as kernel_times
 from bench.kernel_figures.cases import OPERATIONS, Case, both, cases
 from bench.kernel_figures.checks import check
+from bench.kernel_figures.times import ROUNDS, WARM_UP
 from bench.kernels import CPU_PAIRS
 
 NAMES = tuple(dict.fromkeys(name for names in CPU_PAIRS.values() for name in names))
@@ -67,12 +68,13 @@ def test_cpu_case(benchmark: Callable[..., Any], case: Case, by: str) -> None:
 @pytest.mark.parametrize("by", PROVIDERS)
 @pytest.mark.parametrize("case", list(cases()), ids=case_name)
 def test_gpu(benchmark: Callable[..., Any], case: Case, by: str) -> None:
-    """Until the results are there, forward and backward, inputs in turns."""
+    """Until the results are there, forward and backward, inputs in turns and the cache swept before each call."""
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     benchmark.group = case_name(case)  # type: ignore[attr-defined]
     clock = kernel_times.CudaClock()
     provider = next(each for each in kernel_times.providers(case) if each.name == by)
+    benchmark.extra_info["computed in"] = f"{provider.dtype} {provider.layout}"  # type: ignore[attr-defined]
     turns = kernel_times.on_device(provider.inputs(), clock)
     number = 0
 
@@ -83,6 +85,11 @@ def test_gpu(benchmark: Callable[..., Any], case: Case, by: str) -> None:
         torch.cuda.synchronize()
         return results
 
+    def sweep() -> None:
+        clock.empty_cache()
+        torch.cuda.synchronize()
+
     with provider.active():
-        provider.check(case, step())
-        benchmark(step)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            provider.check(case, step())
+        benchmark.pedantic(step, setup=sweep, rounds=ROUNDS, warmup_rounds=WARM_UP)  # type: ignore[attr-defined]

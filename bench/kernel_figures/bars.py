@@ -1,10 +1,11 @@
 """The bars of the kernels on the virtual GPU: what was asked, as data, beside what rows show."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bench.bars import Seen
-from bench.kernel_figures.mask_predict_counts import FIGURE as WRITTEN
+from bench.kernel_figures.mask_predict_counts import FIGURE as LARGEST
 from bench.kernel_figures.torchvision_counts import TORCHVISION
 from bench.results import Row
 
@@ -39,6 +40,7 @@ class Bar:
         return f"at least {self.at_least:,g}"
 
     def holds(self, value: float) -> bool:
+        """Not if it is NaN."""
         return value <= self.most if self.most is not None else value >= (self.at_least or 0)
 
 
@@ -77,8 +79,12 @@ def _others() -> Iterator[Bar]:
     for dtype in ("float32", "bfloat16"):
         yield Bar("mask_loss 28x28, ratio 2, forward", dtype, BYTES, 0.025)
         yield Bar("mask_loss 28x28, adaptive, forward", dtype, BYTES, 0.06)
-        yield Bar("mask_loss 28x28, adaptive, backward", dtype, "moved / dense gradient", 1.05)
-    yield Bar("mask_predict_loss, forward and backward", "float32", WRITTEN, 1)
+        for ratio in ("ratio 2", "adaptive"):
+            yield Bar(f"mask_loss 28x28, {ratio}, backward", dtype, "moved / dense gradient", 1.05)
+            yield Bar(f"mask_loss 28x28, {ratio}, backward", dtype, "launches", 1)
+            yield Bar(f"mask_loss 28x28, {ratio}, backward", dtype, "PyTorch operations", 0)
+        name = "mask_predict_loss 256 channels, 28x28, adaptive, forward and backward"
+        yield Bar(name, dtype, LARGEST, 0.05, "channels last")
 
 
 BARS = (*_roi_align(), *_others())
@@ -117,19 +123,25 @@ def with_ratios(row: Row, rows: Sequence[Row]) -> Row:
 
 
 def seen(rows: Sequence[Row]) -> list[Seen]:
-    """A line for each bar that the rows are about, with the figure at each seed, and for each of `PROTOTYPE`."""
+    """A line for each bar that the rows are about, with the figure at each seed, and for each of `PROTOTYPE`.
+
+    A row without the figure that a bar is about does not hold it.
+    """
     lines = []
     for bar in BARS:
-        values = [
-            row.figures[bar.figure]
-            for row in rows
-            if (row.case, row.dtype, row.layout) == (bar.case, bar.dtype, bar.layout) and bar.figure in row.figures
-        ]
-        if values:
+        about = (bar.case, bar.dtype, bar.layout)
+        own = [row for row in rows if row.by != TORCHVISION and (row.case, row.dtype, row.layout) == about]
+        if own:
             what = f"{bar.case}, {bar.dtype} {bar.layout}: {bar.figure}"
-            text = "  ".join(f"{value:,.0f}" if value >= 100 else f"{value:.4g}" for value in values)
-            lines.append(Seen(what, bar.asked, text, all(bar.holds(value) for value in values)))
+            values = [row.figures.get(bar.figure, math.nan) for row in own]
+            lines.append(Seen(what, bar.asked, "  ".join(map(_told, values)), all(map(bar.holds, values))))
     return lines + [_beside_prototype(row) for row in rows if _is_of_prototype(row)]
+
+
+def _told(value: float) -> str:
+    if math.isnan(value):
+        return "not known"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
 
 
 def _is_of_prototype(row: Row) -> bool:

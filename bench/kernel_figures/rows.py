@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,10 @@ def every(
                 jobs.append((f"torchvision {operation} {size} {seed} {workload}", SOURCES, theirs))
     for case in cases(seeds, operations, dtypes, workload):
         jobs.append((f"{case} {workload}", OUR_SOURCES, partial(count, case)))
-    if "mask_loss" in operations and torch.float32 in dtypes:
-        for seed in seeds:
-            jobs.append((f"mask_predict_loss {seed}", OUR_SOURCES, partial(_mask_predict_loss, seed)))
+    if "mask_loss" in operations:
+        for dtype, seed in product(dtypes, seeds):
+            ours = partial(_mask_predict_loss, dtype, seed, workload)
+            jobs.append((f"mask_predict_loss {dtype} {seed} {workload}", OUR_SOURCES, ours))
     for name, sources, make in jobs:
         try:
             made, remembered = cached(name, sources, PACKAGES, partial(_as_dicts, make), fresh)
@@ -68,8 +70,8 @@ def every(
         yield from ((Row(**row), remembered) for row in made)
 
 
-def _mask_predict_loss(seed: int) -> list[Row]:
-    return [count_mask_predict_loss(seed)]
+def _mask_predict_loss(dtype: torch.dtype, seed: int, workload: Workload) -> list[Row]:
+    return [count_mask_predict_loss(dtype, seed, workload)]
 
 
 def _as_dicts(make: Callable[[], list[Row]]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Times of our kernels on a GPU beside torchvision's, the eager form's and torch.compile's of it.
 
-Inputs take turns, so many of them that none is still in the L2 cache when its turn comes again.
+Inputs take turns, so many of them that all together are twice the L2 cache. A call may touch only a part of its inputs,
+as the mask loss does of full-size masks, so the cache is swept before each call that is timed on the device, too.
 """
 
 import math
@@ -22,13 +23,15 @@ from triton.runtime.autotuner import Autotuner
 
 import kernels
 from bench.kernel_figures.cases import Case, Function, Inputs, both, differentiate
-from bench.kernel_figures.checks import check, check_batched_nms
+from bench.kernel_figures.checks import check
+from bench.kernel_figures.peer_checks import Check, check_timed_peer
 from bench.results import Row
 from kernels.gpu import tuning
 
 ROUNDS, WARM_UP = 50, 5
 # What the rounds of a slow call may take in seconds, of which there are then fewer, and how few.
 PATIENCE, FEWEST = 10.0, 5
+FASTEST_CLOCK = 3e9  # cycles a second, which no GPU has more of
 # Where the eager form of each operation lies: files of `kernels.eager`, and their functions.
 EAGER: dict[str, dict[str, tuple[str, ...]]] = {
     "roi_align": {"roi_align": ("roi_align", "roi_align_backward")},
@@ -53,8 +56,9 @@ class Clock(Protocol):
     device: str
     cache_bytes: int
 
-    def on_device(self, function: Callable[[], Any]) -> float:
-        """Seconds that the device needs for a call, without what the host needs to launch it."""
+    def on_device(self, function: Callable[[], Any], launching: float = 0.0) -> float:
+        """Seconds that the device needs for a call that finds nothing in its caches, without what the host needs to
+        launch it, which is about `launching` seconds."""
 
     def on_host(self, function: Callable[[], Any]) -> float:
         """Seconds until a call returns."""
@@ -70,12 +74,18 @@ class CudaClock:
 
     def __init__(self) -> None:
         self.cache_bytes = int(torch.cuda.get_device_properties().L2_cache_size)
+        self.swept = torch.zeros(2 * self.cache_bytes // 8, dtype=torch.int64, device=self.device)
 
-    def on_device(self, function: Callable[[], Any]) -> float:
+    def empty_cache(self) -> None:
+        """Fills the L2 cache with what no call reads. Reads it: what was written would have to go to memory later."""
+        self.swept.sum()
+
+    def on_device(self, function: Callable[[], Any], launching: float = 0.0) -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        # The GPU is kept busy for some 2 ms while the host launches, so that no gap between kernels is counted. A
-        # function that waits for the GPU has its gaps, which are its own.
-        torch.cuda._sleep(4_000_000)
+        # The GPU is kept busy while the host launches, so that no gap between kernels is counted. A function that waits
+        # for the GPU has its gaps, which are its own.
+        torch.cuda._sleep(max(4_000_000, int(2 * launching * FASTEST_CLOCK)))
+        self.empty_cache()
         start.record()
         function()
         end.record()
@@ -98,20 +108,19 @@ class CudaClock:
         return self.on_host(whole)
 
 
-Check = Callable[[Case, tuple[Tensor, ...]], Any]
-
-
 @dataclass(frozen=True)
 class Provider:
     """Who computes a case.
 
     Attributes:
+        dtype, layout: of the tensors that it computes it with.
         active: a context in which `function` is called.
-        check: its results are right, or this raises WrongResult; does nothing for a form of torchvision's that differs
-            by design, as in the order of ties.
+        check: its results are right, or this raises WrongResult.
     """
 
     name: str
+    dtype: str
+    layout: str
     function: Function
     inputs: Callable[[], Inputs]
     active: Callable[[], AbstractContextManager[Any]]
@@ -119,31 +128,27 @@ class Provider:
 
 
 def providers(case: Case) -> Iterator[Provider]:
-    """Ours, torchvision's in float32, the eager form, and torch.compile's of that."""
+    """Torchvision's in float32, ours, the eager form, and torch.compile's of that."""
 
     @contextmanager
     def compiled() -> Iterator[None]:
+        # Each case alone: after some recompilations a function would run as it is, without a word.
+        torch._dynamo.reset()
         with kernels.use("eager"), ExitStack() as stack:
+            stack.enter_context(torch._dynamo.config.patch(fail_on_recompile_limit_hit=True))
             for stem, names in EAGER[case.operation].items():
                 module = import_module(f"kernels.eager.{stem}")
                 for name in names:
                     stack.enter_context(mock.patch.object(module, name, torch.compile(getattr(module, name))))
             yield
 
-    if case.timed_peer is None:
-        theirs: Check = check
-    elif case.operation == "segmented_nms":
-        theirs = check_batched_nms
-    else:
-        theirs = _unchecked
-    yield Provider("ours", case.ours, case.inputs, lambda: kernels.use("triton"))
-    yield Provider("torchvision", case.timed_peer or case.peer, case.peer_inputs, ExitStack, theirs)
-    yield Provider("eager", case.ours, case.inputs, lambda: kernels.use("eager"))
-    yield Provider("torch.compile of eager", case.ours, case.inputs, compiled)
-
-
-def _unchecked(case: Case, results: tuple[Tensor, ...]) -> None:
-    """See `Provider`."""
+    theirs = check if case.timed_peer is None else check_timed_peer
+    peer = case.timed_peer or case.peer
+    yield Provider("torchvision", "float32", "contiguous", peer, case.peer_inputs, ExitStack, theirs)
+    own = case.dtype_name, case.layout, case.ours, case.inputs
+    yield Provider("ours", *own, lambda: kernels.use("triton"))
+    yield Provider("eager", *own, lambda: kernels.use("eager"))
+    yield Provider("torch.compile of eager", *own, compiled)
 
 
 def time_case(case: Case, provider: Provider, clock: Clock, bandwidth: float, rounds: int = ROUNDS) -> list[Row]:
@@ -156,7 +161,7 @@ def time_case(case: Case, provider: Provider, clock: Clock, bandwidth: float, ro
         WrongResult: the provider's results are not right.
     """
     inputs = provider.inputs()
-    least = case.least(case.inputs())
+    least = case.least(inputs)
     if len(least) > 1:
         least["forward and backward"] = sum(least.values())
     turns = on_device(inputs, clock)
@@ -164,13 +169,16 @@ def time_case(case: Case, provider: Provider, clock: Clock, bandwidth: float, ro
     with provider.active(), chosen_configs() as configs:
         with compile_seconds() as compiling:
             first = clock.to_end(lambda: both(provider.function, turns[0]))
-        provider.check(case, both(provider.function, turns[0]))
+        # What is checked is computed in full precision; what is timed as PyTorch does it by default, which for
+        # convolutions in float32 is TF32.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            provider.check(case, both(provider.function, turns[0]))
         for direction, count in least.items():
             run = _calls(direction, provider.function, turns)
             slowest = max(clock.to_end(partial(run, turn)) for turn in range(WARM_UP))
             number = min(rounds, max(FEWEST, int(PATIENCE / slowest)))
-            device = spread([clock.on_device(partial(run, turn)) for turn in range(number)])
             host = spread([clock.on_host(partial(run, turn)) for turn in range(number)])
+            device = spread([clock.on_device(partial(run, turn), launching=host[2]) for turn in range(number)])
             figures = {
                 "us": 1e6 * device[1],
                 "p20, us": 1e6 * device[0],
@@ -183,7 +191,7 @@ def time_case(case: Case, provider: Provider, clock: Clock, bandwidth: float, ro
             }
             name = f"{case.name}, {direction}"
             config = ", ".join(dict.fromkeys(configs()))
-            rows.append(Row(name, case.dtype_name, case.layout, case.seed, provider.name, config, figures))
+            rows.append(Row(name, provider.dtype, provider.layout, case.seed, provider.name, config, figures))
     return rows
 
 

@@ -1,5 +1,6 @@
 """The bars' table: ratios to torchvision's rows, and every seed counts; on made-up rows. What the command picks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 from bench import kernels
+from bench.bars import BARS as BARS_OF_THE_COMMAND
+from bench.bars import Seen
 from bench.cases import QUICK, Pyramid, Workload
 from bench.kernel_figures import bars as kernel_bars
 from bench.kernel_figures.bars import BARS, LINES, PROTOTYPE, TIME, Bar, seen, with_ratios
@@ -23,6 +26,18 @@ def peer(case: str = CASE, seed: int = 4, **figures: float) -> Row:
 
 def ours(case: str = CASE, seed: int = 4, dtype: str = "float32", **figures: float) -> Row:
     return Row(case, dtype, "channels last", seed, "ours, virtual H100", "", figures)
+
+
+def at_the_limit(case: str = CASE, seed: int = 4, dtype: str = "float32", **figures: float) -> Row:
+    """A row with every figure that a bar is about, if none is given as its limit."""
+    bars = [bar for bar in BARS if (bar.case, bar.dtype, bar.layout) == (case, dtype, "channels last")]
+    limits = {bar.figure: float(bar.at_least if bar.most is None else bar.most) for bar in bars}  # type: ignore[arg-type]
+    return ours(case, seed, dtype, **{**limits, **figures})
+
+
+def about(figure: str, lines: Sequence[Seen]) -> Seen:
+    (line,) = (each for each in lines if each.what.endswith(f": {figure}"))
+    return line
 
 
 def test_ratios_are_to_the_row_of_the_same_case_and_seed() -> None:
@@ -55,12 +70,25 @@ def test_ratios_of_nms_and_the_mask_loss() -> None:
 
 
 def test_a_bar_holds_only_if_it_holds_at_every_seed() -> None:
-    good, edge, bad = (ours(seed=seed, **{TIME: value}) for seed, value in ((4, 0.29), (5, 0.30), (6, 0.301)))
-    (line,) = seen([good, edge])
-    assert (line.asked, line.seen, line.holds) == ("at most 0.3", "0.29  0.3", True)
-    (line,) = seen([good, bad, edge])
+    good, edge, bad = (at_the_limit(seed=seed, **{TIME: value}) for seed, value in ((4, 0.29), (5, 0.30), (6, 0.301)))
+    lines = seen([good, edge])
+    assert all(line.holds for line in lines)
+    line = about(TIME, lines)
+    assert (line.asked, line.seen) == ("at most 0.3", "0.29  0.3")
+    line = about(TIME, seen([good, bad, edge]))
     assert (line.seen, line.holds) == ("0.29  0.301  0.3", False)
     assert seen([ours("roi_align 28x28, forward", **{TIME: 9.0})]) == []
+
+
+@pytest.mark.parametrize("figure", ["longest warp", TIME, "orders with the same bits"])
+def test_a_figure_that_a_row_lacks_is_not_held(figure: str) -> None:
+    """At one seed of three: a bar that is seldom measured is none."""
+    rows = [at_the_limit("roi_align 7x7, backward", seed) for seed in (4, 5, 6)]
+    assert all(line.holds for line in seen(rows))
+    del rows[1].figures[figure]
+    lines = seen(rows)
+    assert [line for line in lines if not line.holds] == [about(figure, lines)]
+    assert about(figure, lines).seen.split("  ")[1] == "not known"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +106,8 @@ def test_a_bar_holds_only_if_it_holds_at_every_seed() -> None:
 )
 def test_torchvisions_bounds_are_those_of_the_prototype(case: str, time: float, holds: bool) -> None:
     rows = [peer(case, seed, **{"time bound, us": time}) for seed in (4, 5)]
-    (line,) = seen([*rows, ours(case, **{"time bound, us": time})])
+    lines = seen([*rows, ours(case, **{"time bound, us": time})])
+    (line,) = (each for each in lines if each.what.startswith("torchvision's"))
     assert (line.seen, line.holds) == (f"{time:,.1f}", holds)
     assert "within 2%" in line.asked
 
@@ -101,7 +130,8 @@ def test_every_bar_is_about_a_case_that_there_is() -> None:
         for case in cases()
         for direction in ("forward", "backward")
     }
-    made.add(("mask_predict_loss, forward and backward", "float32", "contiguous"))
+    whole = next(cases(operations=["mask_predict_loss"]))
+    made |= {(f"{whole.name}, forward and backward", dtype, whole.layout) for dtype in ("float32", "bfloat16")}
     assert {(bar.case, bar.dtype, bar.layout) for bar in BARS} <= made
     peers = {f"{case.name.partition(',')[0]}, {direction}" for case in cases() for direction in ("forward", "backward")}
     assert set(PROTOTYPE) <= peers
@@ -134,10 +164,25 @@ def test_picks() -> None:
 def test_all_operations_are_timed_on_a_gpu_and_those_with_bars_counted_without_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for there, names in ((True, OPERATIONS), (False, WITH_BARS)):
+    for there, where, names in ((True, "gpu", OPERATIONS), (False, "virtual", WITH_BARS)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        assert kernels.parse([]).operation == list(names)
+        assert (kernels.parse([]).on, kernels.parse([]).operation) == (where, list(names))
+        assert kernels.parse(["--on", "virtual"]).operation == list(WITH_BARS)
         assert kernels.parse(["--operation", *OPERATIONS]).operation == list(OPERATIONS)
+    with pytest.raises(SystemExit):
+        kernels.parse(["--on", "gpu"])
+
+
+def test_bars_are_judged_where_there_is_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times have no bars: the virtual GPU is asked for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked: list[list[str]] = []
+    done = SimpleNamespace(returncode=0)
+    monkeypatch.setattr("bench.bars.subprocess.run", lambda command, check: asked.append(command[3:]) or done)
+    BARS_OF_THE_COMMAND["kernels"]()
+    (arguments,) = asked
+    assert arguments[0] == "kernels"
+    assert kernels.parse(arguments[1:]).on == "virtual"
 
 
 def test_each_operation_has_cpu_times_once() -> None:

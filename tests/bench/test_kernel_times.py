@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import triton
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from triton.knobs import CompileTimes
 
 import kernels
@@ -18,6 +19,7 @@ from bench.cases import QUICK
 from bench.kernel_figures import times as kernel_times
 from bench.kernel_figures.cases import OPERATIONS, WITH_BARS, Case, Inputs, cases, mask_loss, roi_align, segmented_nms
 from bench.kernel_figures.checks import WrongResult
+from bench.kernel_figures.peer_checks import check_timed_peer
 from bench.kernel_figures.times import Provider, copy_bandwidth, on_device, spread, time_case
 from bench.results import Row
 
@@ -31,10 +33,12 @@ class FakeClock:
         self.cache_bytes = cache_bytes
         self.seconds = seconds
         self.calls = 0
+        self.launching = 0.0
 
-    def on_device(self, function: Callable[[], Any]) -> float:
+    def on_device(self, function: Callable[[], Any], launching: float = 0.0) -> float:
         function()
         self.calls += 1
+        self.launching = launching
         return 1e-3 * self.calls
 
     def on_host(self, function: Callable[[], Any]) -> float:
@@ -47,7 +51,9 @@ class FakeClock:
 
 
 def eager(case: Any, function: Any = None) -> Provider:
-    return Provider("eager", function or case.ours, case.inputs, lambda: kernels.use("eager"))
+    return Provider(
+        "eager", case.dtype_name, case.layout, function or case.ours, case.inputs, lambda: kernels.use("eager")
+    )
 
 
 def note_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -106,6 +112,36 @@ def test_copies_keep_the_memory_format() -> None:
     assert turn["leaves"][0].is_contiguous(memory_format=torch.channels_last)
 
 
+def test_the_gpu_is_busy_then_swept_before_a_call_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For at least twice as long as launching takes, at the clock of any GPU."""
+    done: list[Any] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            done.append("record")
+
+        def synchronize(self) -> None:
+            done.append("synchronize")
+
+        def elapsed_time(self, end: "Event") -> float:
+            return 3.0
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(L2_cache_size=4096))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", done.append)
+    monkeypatch.setattr(kernel_times.CudaClock, "device", "cpu")
+    clock = kernel_times.CudaClock()
+    assert clock.swept.nbytes == 2 * 4096
+    monkeypatch.setattr(clock, "empty_cache", lambda: done.append("swept"))
+    assert clock.on_device(lambda: done.append("call"), launching=0.01) == 3e-3
+    busy, *rest = done
+    assert busy >= 0.02 * 2.5e9
+    assert rest == ["swept", "record", "call", "record", "synchronize"]
+
+
 def test_a_copy_reads_and_writes() -> None:
     # The median of 1, 2, 3 ms for 2 x 1,000 bytes.
     assert copy_bandwidth(FakeClock(), 1_000, rounds=3) == pytest.approx(2_000 / 2e-3)
@@ -119,6 +155,7 @@ def test_rows_of_forward_backward_and_both() -> None:
         f"roi_align 7x7, {direction}" for direction in ("forward", "backward", "forward and backward")
     ]
     assert clock.calls == 9
+    assert clock.launching == pytest.approx(5e-6)
     least = case.least(case.inputs())
     for row, median, count in zip(rows, (2e-3, 5e-3, 8e-3), (*least.values(), sum(least.values())), strict=True):
         assert row.figures["us"] == pytest.approx(1e6 * median)
@@ -207,13 +244,33 @@ def test_providers_and_what_they_activate(monkeypatch: pytest.MonkeyPatch) -> No
     case = roi_align(7, torch.float32, "contiguous", 4, QUICK)
     compiled = note_what_is_compiled(monkeypatch)
     names = {provider.name: provider for provider in kernel_times.providers(case)}
-    assert list(names) == ["ours", "torchvision", "eager", "torch.compile of eager"]
+    assert list(names) == ["torchvision", "ours", "eager", "torch.compile of eager"]
     for name, calls in (("torchvision", []), ("eager", []), ("torch.compile of eager", ["roi_align"])):
         with names[name].active():
             inputs = names[name].inputs()
             names[name].function(inputs)
         assert compiled == calls
     assert names["torchvision"].active is ExitStack
+    assert (names["torchvision"].dtype, names["torchvision"].layout) == ("float32", "contiguous")
+
+
+def test_each_case_is_compiled_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what would go on uncompiled, as it was compiled too often, is an error."""
+    note_what_is_compiled(monkeypatch)
+    resets: list[bool] = []
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(True))
+    (case,) = cases(operations=["paste_masks"], workload=QUICK)
+    provider = next(each for each in kernel_times.providers(case) if each.name == "torch.compile of eager")
+    for number in (1, 2):
+        with provider.active():
+            assert torch._dynamo.config.fail_on_recompile_limit_hit
+        assert len(resets) == number
+    assert not torch._dynamo.config.fail_on_recompile_limit_hit
+
+
+def test_ours_in_the_context_of_the_provider() -> None:
+    case = roi_align(7, torch.float32, "contiguous", 4, QUICK)
+    names = {provider.name: provider for provider in kernel_times.providers(case)}
     with names["ours"].active():
         assert kernels.dispatch.implementation_for(torch.zeros(1)) == "triton"
 
@@ -234,8 +291,8 @@ def test_every_case_is_right_and_every_provider_of_it_is_timed(case: Case, monke
     assert least
     assert min(least.values()) > 0
     directions = [*least, "forward and backward"] if len(least) > 1 else list(least)
-    ours, *others = kernel_times.providers(case)
-    assert ours.name == "ours"
+    others = [each for each in kernel_times.providers(case) if each.name != "ours"]
+    assert len(others) == 3
     for provider in others:
         rows = time_case(case, provider, FakeClock(), bandwidth=1e9, rounds=1)
         assert [row.case for row in rows] == [f"{case.name}, {direction}" for direction in directions]
@@ -269,7 +326,10 @@ def test_the_command_goes_on_past_what_is_wrong_or_does_not_compile(
         def failing(_: Inputs) -> tuple[Tensor, ...]:
             raise TorchDynamoException("cannot\nbe compiled")
 
-        return [eager(case, failing), eager(case, rounded), eager(case)]
+        def too_often(_: Inputs) -> tuple[Tensor, ...]:
+            raise FailOnRecompileLimitHit("compiled too often")
+
+        return [eager(case, failing), eager(case, too_often), eager(case, rounded), eager(case)]
 
     monkeypatch.setattr(kernel_times, "CudaClock", FakeClock)
     monkeypatch.setattr(kernel_times, "copy_bandwidth", lambda _: 1e9)
@@ -281,7 +341,46 @@ def test_the_command_goes_on_past_what_is_wrong_or_does_not_compile(
     assert lines == []
     assert len(wrong) == 1
     assert "largest error" in wrong[0]
-    assert "decode_boxes 2 x 2 x 300, float32: no eager, cannot\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "decode_boxes 2 x 2 x 300, float32: no eager, cannot\n" in out
+    assert "no eager, compiled too often\n" in out
+
+
+def test_torchvision_is_timed_once_for_all_dtypes_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It computes in float32 and says so; ours are told as shares of its time."""
+
+    def without_a_gpu(case: Case) -> list[Provider]:
+        return [each for each in kernel_times.providers(case) if each.name in ("torchvision", "eager")]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(kernel_times, "CudaClock", FakeClock)
+    monkeypatch.setattr(kernel_times, "copy_bandwidth", lambda _: 1e9)
+    monkeypatch.setattr(command, "kernel_times", SimpleNamespace(**{**vars(kernel_times), "providers": without_a_gpu}))
+    rows, _ = command.times(command.parse(["--operation", "decode_boxes", "--seeds", "4", "5", "--quick"]), [])
+    told = [(row.by, row.dtype, row.layout, row.seed) for row in rows]
+    assert told == [
+        *(("torchvision", "float32", "contiguous", 4), ("eager", "float32", "contiguous", 4)),
+        *(("torchvision", "float32", "contiguous", 5), ("eager", "float32", "contiguous", 5)),
+        *(("eager", "bfloat16", "contiguous", 4), ("eager", "bfloat16", "contiguous", 5)),
+    ]
+    assert len({row.key for row in rows}) == len(rows)
+    theirs = {row.seed: row.figures["us"] for row in rows if row.by == "torchvision"}
+    for row in rows:
+        if row.by != "torchvision":
+            assert row.figures["time / torchvision's"] == row.figures["us"] / theirs[row.seed]
+
+
+@pytest.mark.parametrize("operation", ["segmented_nms", "batched_nms", "match_boxes", "decode_boxes", "mask_runs"])
+def test_what_torchvision_gives_in_another_shape_is_checked_too(operation: str) -> None:
+    (case, *_) = cases(operations=[operation], workload=QUICK)
+    assert case.timed_peer is not None
+    right = case.timed_peer(case.peer_inputs())
+    check_timed_peer(case, right)
+    for place in range(len(right)):
+        changed = [each.clone() for each in right]
+        changed[place].view(-1)[0] += 1
+        with pytest.raises(WrongResult, match=operation):
+            check_timed_peer(case, tuple(changed))
 
 
 def test_every_operation_has_an_eager_form_that_can_be_compiled() -> None:

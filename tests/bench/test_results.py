@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,11 @@ def test_differences_are_ratios_of_the_second_to_the_first() -> None:
     ]
     assert only_first == ["pool, float32 contiguous, seed 4, torchvision"]
     assert only_second == ["pool, float32 contiguous, seed 5, ours"]
+
+
+def test_another_configuration_is_told() -> None:
+    (line,), _, _ = differences([row(us=2.0)], [replace(row(us=1.0), config="_kernel: BLOCK: 16")])
+    assert line.endswith(": us x 0.500, from '_kernel: BLOCK: 8, num_warps: 4' to '_kernel: BLOCK: 16'")
 
 
 def test_compare_says_what_is_missing_and_where_it_was_measured(

@@ -6,14 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
+import kernels
 from bench.cases import QUICK, Pyramid, Workload
 from bench.kernel_figures import counts as kernel_counts
 from bench.kernel_figures import mask_predict_counts
 from bench.kernel_figures import rows as kernel_rows
+from bench.kernel_figures.bars import BARS, with_ratios
 from bench.kernel_figures.cases import OPERATIONS, WITH_BARS, Case, Inputs, cases, mask_loss, roi_align, segmented_nms
+from bench.kernel_figures.cases.mask_head import mask_predict_loss
 from bench.kernel_figures.checks import WrongResult
 from bench.kernel_figures.counts import count
-from bench.kernel_figures.torchvision_counts import count_torchvision
+from bench.kernel_figures.torchvision_counts import TORCHVISION, count_torchvision
 from bench.results import Row
 
 pytestmark = pytest.mark.compiled
@@ -77,9 +80,44 @@ def test_operations_without_bars(case: Case) -> None:
 
 
 def test_mask_predict_loss_has_no_logits_of_all_classes() -> None:
-    row = mask_predict_counts.count_mask_predict_loss(4)
-    share = row.figures[mask_predict_counts.FIGURE]
-    assert 16 / 80 < share < 1  # the features' gradient at least
+    """A cell's logit of one class is the largest thing there is, besides what is given and its gradients."""
+    for dtype in (torch.float32, torch.bfloat16):
+        row = mask_predict_counts.count_mask_predict_loss(dtype, 4, TINY)
+        assert row.figures[mask_predict_counts.FIGURE] == 1 / TINY.classes
+
+
+def test_logits_of_all_classes_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_all(dtype: torch.dtype, seed: int, workload: Workload) -> Case:
+        case = mask_predict_loss(dtype, seed, workload)
+
+        def ours(inputs: Inputs) -> tuple[Tensor, ...]:
+            features, weight, bias = inputs["leaves"]
+            logits = torch.nn.functional.conv2d(features, weight[:, :, None, None], bias)
+            return (kernels.mask_loss(logits, inputs["labels"], inputs["boxes"], inputs["masks"], inputs["index"]),)
+
+        return replace(case, ours=ours)
+
+    monkeypatch.setattr(mask_predict_counts, "mask_predict_loss", with_all)
+    row = mask_predict_counts.count_mask_predict_loss(torch.float32, 4, TINY)
+    assert row.figures[mask_predict_counts.FIGURE] >= 1
+
+
+def test_every_figure_that_a_bar_is_about_is_counted() -> None:
+    """Whatever the workload: a bar whose figure nobody makes would not hold."""
+    workload = replace(TINY, boxes=300)
+    rows: list[Row] = []
+    for operation in WITH_BARS:
+        rows += count_torchvision(operation, 7, 4, workload)
+        for case in cases((4,), [operation], [torch.float32], workload):
+            if "14x14" not in case.name or operation != "roi_align":
+                rows += [with_ratios(row, rows) for row in count(case)]
+    rows.append(mask_predict_counts.count_mask_predict_loss(torch.float32, 4, workload))
+    counted: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        if row.by != TORCHVISION:
+            counted.setdefault((row.case.split(" ")[0], row.case.split(", ")[-1]), set()).update(row.figures)
+    for bar in BARS:
+        assert bar.figure in counted[bar.case.split(" ")[0], bar.case.split(", ")[-1]], bar
 
 
 def test_a_wrong_result_has_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +136,11 @@ def test_a_wrong_result_has_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[Row] = [row for row, _ in kernel_rows.every(["mask_loss"], [torch.bfloat16], [4], TINY, told)]
     assert len(told) == 1
     assert "mask_loss" in told[0]
-    assert [row.case for row in rows] == ["mask_loss 14x14, ratio 2, forward", "mask_loss 14x14, ratio 2, backward"]
+    whole = next(cases(operations=["mask_predict_loss"], workload=TINY))
+    assert [row.case for row in rows] == [
+        *(f"{case.name}, {direction}" for direction in ("forward", "backward")),
+        f"{whole.name}, forward and backward",
+    ]
 
 
 def test_bits_that_depend_on_the_order_are_wrong() -> None:
