@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import cpu_operations
+from bench.kernel_figures.cases import OPERATIONS, WITH_BARS
 from bench.model import overfit, speed
 from bench.test_data import TEST_DATA
 
@@ -146,8 +147,12 @@ def resources() -> list[Seen]:
 
 
 def kernels() -> list[Seen]:
-    """Our kernels beside torchvision's on the virtual GPU, three draws of the RoIs."""
-    return [_command("kernels", "--on", "virtual", "--seeds", "4", "5", "6")]
+    """Our kernels on the virtual GPU: beside torchvision's, three draws of the RoIs; and those without bars, one."""
+    others = [each for each in OPERATIONS if each not in WITH_BARS]
+    return [
+        _command("kernels", "--on", "virtual", "--seeds", "4", "5", "6", "--operation", *WITH_BARS),
+        _command("kernels", "--on", "virtual", "--seeds", "4", "--out", "runs/other-kernels", "--operation", *others),
+    ]
 
 
 def _command(*arguments: str) -> Seen:
