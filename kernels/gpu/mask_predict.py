@@ -37,17 +37,19 @@ def summed_at_once(size: int, channels: int, channels_last: bool) -> dict[str, i
 
 
 def prune_tiles(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Tiles of 16 or 32 elements a thread, at most twice what there is; the smallest if there is none."""
+    """Tiles of 16 or 32 elements a thread, at most twice what there is; if there is none, that which comes nearest."""
     size, channels = arguments["SIZE"], arguments["CHANNELS"]
     most = {"BLOCK": triton.next_power_of_2(size**2), "BLOCK_C": triton.next_power_of_2(channels)}
     summed = summed_at_once(size, channels, arguments["CHANNELS_LAST"])
 
-    def suits(config: triton.Config) -> bool:
+    def held(config: triton.Config) -> float:
         tile = summed | config.kwargs
-        within = all(tile[name] <= most[name] for name in most)
-        return within and tile["BLOCK"] * tile["BLOCK_C"] // tuning.threads(config, arguments) in (16, 32)
+        return float(tile["BLOCK"] * tile["BLOCK_C"] / tuning.threads(config, arguments))
 
-    return [config for config in configs if suits(config)] or [min(configs, key=_length)]
+    within = [each for each in configs if all((summed | each.kwargs)[name] <= most[name] for name in most)]
+    narrow = [each for each in within if held(each) < 16]
+    nearest = max(narrow, key=held) if narrow else min(configs, key=_length)
+    return [each for each in within if held(each) in (16, 32)] or [nearest]
 
 
 def prune_gradient_tiles(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
@@ -65,7 +67,7 @@ def _length(config: triton.Config) -> int:
 
 # What a tile is long along the dimension that a configuration chooses, and warps.
 CELLS = [(32, 4), (16, 4), (16, 2), (64, 8), (8, 1), (128, 4), (256, 4), (64, 2), (128, 2), (64, 1)]
-CHANNELS = [(128, 4), (64, 2), (32, 1), (64, 4), (128, 8), (16, 4), (32, 4), (8, 2), (32, 8), (8, 1)]
+CHANNELS = [(128, 4), (64, 2), (32, 1), (64, 4), (128, 8), (16, 4), (32, 4), (8, 2), (32, 8), (8, 1), (16, 1)]
 KEY = ["CHANNELS", "SIZE", "BLOCKED", "CHANNELS_LAST", "rois_bucket"]
 
 
