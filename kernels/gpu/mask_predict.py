@@ -53,9 +53,14 @@ def prune_tiles(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) 
 
 
 def prune_gradient_tiles(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Of `prune_tiles`, without a warp for 8 channels of contiguous features in float16, which spills."""
+    """Of `prune_tiles`, channels last rows of 32 channels at least, if there are so many; and without a warp for 8
+    channels of contiguous features in float16, which spills.
+    """
     fitting = prune_tiles(configs, arguments)
-    if arguments["CHANNELS_LAST"] or arguments["features_ptr"].dtype != torch.float16:
+    if arguments["CHANNELS_LAST"]:
+        least = min(32, triton.next_power_of_2(arguments["CHANNELS"]))
+        return [each for each in fitting if each.kwargs["BLOCK_C"] >= least] or fitting
+    if arguments["features_ptr"].dtype != torch.float16:
         return fitting
     return [each for each in fitting if (each.kwargs["BLOCK_C"], each.num_warps) != (8, 1)] or fitting
 
