@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Implementation = Literal["triton", "eager", "reference"]
+Choice = Implementation | Literal["auto"]
 
 _chosen: ContextVar[Implementation | None] = ContextVar("kernels_implementation", default=None)
 
@@ -38,8 +39,8 @@ def use(implementation: Implementation) -> Iterator[None]:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def asked_for() -> str:
-    """What operations are told: an implementation, or "auto" if `use` asks for none."""
+def asked_for() -> Choice:
+    """What operations are told: the implementation that `use` asks for, or "auto" if it asks for none."""
     return _chosen.get() or "auto"  # a context variable cannot be traced
 
 
@@ -49,11 +50,6 @@ def resolved(implementation: str, device: torch.device) -> str:
         return implementation
     interpreting = os.environ.get("TRITON_INTERPRET", "0") == "1"
     return "triton" if device.type == "cuda" or interpreting else "eager"
-
-
-def implementation_for(tensor: Tensor) -> str:
-    """The implementation for operations on `tensor`."""
-    return resolved(asked_for(), tensor.device)
 
 
 def values_may_be_read(tensor: Tensor, implementation: str) -> bool:

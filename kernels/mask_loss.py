@@ -9,7 +9,7 @@ from torch import Tensor
 from kernels.checks import INDEX, check_sampling_ratio, check_tensor, check_values
 from kernels.dispatch import asked_for, run, values_may_be_read
 from kernels.masks import PackedMasks, Polygons, check_masks
-from kernels.memory_format import empty_map
+from kernels.memory_format import empty_map, taken_channels_last
 from kernels.rasterize import rasterized
 
 
@@ -228,7 +228,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)  # none for the residual, which would be zeros to fill
     ctx.save_for_backward(residual, labels)
     ctx.num_channels, ctx.dtype = logits.shape[1], logits.dtype
-    ctx.channels_last = not logits.is_contiguous()
+    ctx.channels_last = taken_channels_last(logits)
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:

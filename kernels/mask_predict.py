@@ -9,7 +9,7 @@ from kernels.checks import INDEX, check_tensor, check_values
 from kernels.dispatch import asked_for, run, values_may_be_read
 from kernels.mask_loss import MaskCounts, check_target_values, check_targets, sampled_masks
 from kernels.masks import PackedMasks, Polygons
-from kernels.memory_format import dense, empty_map, is_channels_last
+from kernels.memory_format import dense, empty_map, taken_channels_last
 
 
 def mask_predict(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def _class_of(labels: Tensor, weight: Tensor) -> Tensor:
 
 def _as_stored(features: Tensor) -> Tensor:
     """Without gaps in memory; copied only if there are some."""
-    return features.contiguous() if features.ndim == 6 else dense(features, is_channels_last(features))
+    return features.contiguous() if features.ndim == 6 else dense(features, taken_channels_last(features))
 
 
 def _check(features: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -211,7 +211,7 @@ def _(
     if features.ndim == 6:
         grad_features = features.new_empty(features.shape)
     else:
-        grad_features = empty_map(features, features.shape, is_channels_last(features))
+        grad_features = empty_map(features, features.shape, taken_channels_last(features))
     return grad_features, weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 

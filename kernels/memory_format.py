@@ -6,20 +6,22 @@ import torch
 from torch import Tensor
 
 
-def is_channels_last(map: Tensor) -> bool:
-    """Whether an operation reads [N, C, H, W], and writes what belongs to it, channels last: what is not contiguous.
+def taken_channels_last(features: Tensor) -> bool:
+    """Whether an operation reads [N, C, H, W], and writes what belongs to it, channels last.
 
-    Where both formats are the same bytes, of one pixel or one channel, that is contiguous, whatever the strides.
+    So it does with all that is not contiguous, a crop or an expansion too. Where both formats are the same bytes, of
+    one pixel or one channel, it is contiguous, whatever the strides.
     """
-    return not map.is_contiguous() and map.shape[1] != 1 and (map.shape[2] != 1 or map.shape[3] != 1)
+    _, channels, height, width = features.shape
+    return not features.is_contiguous() and channels != 1 and (height != 1 or width != 1)
 
 
-def dense(map: Tensor, channels_last: bool) -> Tensor:
-    """The map itself if its memory has no gaps and is in the format, else a copy.
+def dense(features: Tensor, channels_last: bool) -> Tensor:
+    """The features themselves if their memory has no gaps and is in the format, else a copy.
 
     For inside an operation: an exported graph may be given other strides than those it was traced with.
     """
-    return map.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return features.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def empty_map(like: Tensor, shape: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:

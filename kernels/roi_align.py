@@ -21,7 +21,7 @@ from kernels.checks import (
     is_whole,
 )
 from kernels.dispatch import asked_for, run, values_may_be_read
-from kernels.memory_format import dense, empty_map, is_channels_last
+from kernels.memory_format import dense, empty_map, taken_channels_last
 
 
 def roi_align(
@@ -199,7 +199,7 @@ def _roi_align(
     if features[0].numel() == 0:  # no image or no channel
         shape = (rois.shape[0], features[0].shape[1], output_size[0], output_size[1])
         return empty_map(features[0], shape, False).zero_()
-    channels_last = is_channels_last(features[0])
+    channels_last = taken_channels_last(features[0])
     result: Tensor = run(
         implementation,
         "roi_align",
@@ -232,7 +232,7 @@ def _(
     *args: Any,
 ) -> Tensor:
     shape = (rois.shape[0], features[0].shape[1], output_size[0], output_size[1])
-    return empty_map(features[0], shape, is_channels_last(features[0]))
+    return empty_map(features[0], shape, taken_channels_last(features[0]))
 
 
 @torch.library.custom_op("mrcnn::roi_align_backward", mutates_args=())
@@ -285,7 +285,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     features, rois, *ctx.arguments = inputs
     ctx.save_for_backward(rois)
     ctx.feature_sizes = [size for feature in features for size in feature.shape]
-    ctx.channels_last = is_channels_last(features[0])
+    ctx.channels_last = taken_channels_last(features[0])
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:

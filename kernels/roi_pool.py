@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels.checks import check_positive, check_tensor
 from kernels.dispatch import asked_for, run, values_may_be_read
-from kernels.memory_format import dense, empty_map, is_channels_last
+from kernels.memory_format import dense, empty_map, taken_channels_last
 from kernels.roi_align import check_image_index, checked_rois, checked_size
 
 
@@ -55,7 +55,7 @@ def _roi_pool(
     if input.numel() == 0:  # no image or no channel
         shape = (rois.shape[0], input.shape[1], output_size[0], output_size[1])
         return empty_map(input, shape, False).zero_(), empty_map(input, shape, False, torch.int32).fill_(-1)
-    arguments = (dense(input, is_channels_last(input)), rois, (output_size[0], output_size[1]), spatial_scale)
+    arguments = (dense(input, taken_channels_last(input)), rois, (output_size[0], output_size[1]), spatial_scale)
     pooled, source = run(implementation, "roi_pool", "roi_pool", input.device, *arguments)
     return pooled, source
 
@@ -65,7 +65,7 @@ def _(
     input: Tensor, rois: Tensor, output_size: Sequence[int], spatial_scale: float, implementation: str
 ) -> tuple[Tensor, Tensor]:
     shape = (rois.shape[0], input.shape[1], output_size[0], output_size[1])
-    last = is_channels_last(input)
+    last = taken_channels_last(input)
     return empty_map(input, shape, last), empty_map(input, shape, last, torch.int32)
 
 
@@ -106,7 +106,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.mark_non_differentiable(source)
     ctx.set_materialize_grads(False)  # none for the source, which would be zeros to fill
     ctx.save_for_backward(source, rois)
-    ctx.input_size, ctx.channels_last = list(input.shape), is_channels_last(input)
+    ctx.input_size, ctx.channels_last = list(input.shape), taken_channels_last(input)
 
 
 def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:

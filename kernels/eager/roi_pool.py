@@ -20,7 +20,7 @@ def roi_pool(input: Tensor, rois: Tensor, output_size: tuple[int, int], spatial_
     pooled = input.new_zeros((rois.shape[0], pooled_height, pooled_width, channels))
     source = torch.full_like(pooled, -1, dtype=torch.int32)
     scaled = rois[:, 1:] * spatial_scale
-    usable = torch.isfinite(scaled).all(dim=1) & (rois[:, 0] > -1) & (rois[:, 0] < input.shape[0])
+    usable = torch.isfinite(scaled).all(dim=1) & (rois[:, 0] >= 0) & (rois[:, 0] < input.shape[0])
     x1, y1, x2, y2 = _round(torch.where(usable[:, None], scaled, 0.0)).unbind(1)
     rows, columns = _bins(y1, y2, pooled_height, height), _bins(x1, x2, pooled_width, width)
     for k, (image, use) in enumerate(zip(rois[:, 0].tolist(), usable.tolist(), strict=True)):

@@ -37,7 +37,8 @@ def summed_at_once(size: int, channels: int, channels_last: bool) -> dict[str, i
 
 
 def prune_tiles(configs: Sequence[triton.Config], arguments: Mapping[str, Any]) -> list[triton.Config]:
-    """Tiles of 16 or 32 elements a thread, at most twice what there is; if there is none, that which comes nearest."""
+    """Tiles of 16 or 32 elements a thread, at most twice what there is; if there is none, the largest of fewer, or else
+    the shortest."""
     size, channels = arguments["SIZE"], arguments["CHANNELS"]
     most = {"BLOCK": triton.next_power_of_2(size**2), "BLOCK_C": triton.next_power_of_2(channels)}
     summed = summed_at_once(size, channels, arguments["CHANNELS_LAST"])

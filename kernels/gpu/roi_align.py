@@ -56,10 +56,10 @@ def prune_rows_of_channels(configs: Sequence[triton.Config], arguments: Mapping[
     def held(config: triton.Config) -> float:
         return float(arguments["BLOCK_H"] * config.kwargs["BLOCK_C"] * size / tuning.threads(config, arguments))
 
-    wide = [each for each in fitting if each.kwargs["BLOCK_C"] * size <= 256 and 16 <= held(each) <= most]
-    lines = [each for each in wide if each.kwargs["BLOCK_C"] * size >= 128]
+    suited = [each for each in fitting if each.kwargs["BLOCK_C"] * size <= 256 and 16 <= held(each) <= most]
+    lines = [each for each in suited if each.kwargs["BLOCK_C"] * size >= 128]
     nearest = min(abs(held(each) - 16) for each in fitting)
-    return lines or wide or [each for each in fitting if abs(held(each) - 16) == nearest]
+    return lines or suited or [each for each in fitting if abs(held(each) - 16) == nearest]
 
 
 @tuning.tuned(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import mask_loss, paste_masks, roi_align, use
-from kernels.dispatch import Implementation, implementation_for
+from kernels.dispatch import Implementation, asked_for, resolved
 from kernels.eager import mask_loss as eager_mask_loss
 from kernels.eager import roi_align as eager_roi_align
 from kernels.reference import mask_loss as reference_mask_loss
@@ -50,42 +50,54 @@ def loss() -> Tensor:
     return mask_loss(torch.rand(1, 2, 3, 3, requires_grad=True), none, torch.tensor([[1.0, 1, 6, 6]]), masks, none)
 
 
+def chosen(device: str = "cpu") -> str:
+    """What an operation would run by."""
+    return resolved(asked_for(), torch.device(device))
+
+
+def test_default_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert chosen("cuda:1") == "triton"
+    with use("eager"):
+        assert chosen("cuda:1") == "eager"
+
+
 @pytest.mark.parametrize(("interpreting", "expected"), [("1", "triton"), ("0", "eager"), (None, "eager")])
 def test_default_on_a_cpu(monkeypatch: pytest.MonkeyPatch, interpreting: str | None, expected: str) -> None:
     if interpreting is None:
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     else:
         monkeypatch.setenv("TRITON_INTERPRET", interpreting)
-    assert implementation_for(TENSOR) == expected
+    assert chosen() == expected
 
 
 @pytest.mark.parametrize("implementation", ["triton", "eager", "reference"])
 def test_use_chooses(implementation: Implementation) -> None:
     with use(implementation):
-        assert implementation_for(TENSOR) == implementation
+        assert chosen() == implementation
 
 
 def test_use_nests_and_ends_with_its_block() -> None:
-    before = implementation_for(TENSOR)
+    before = chosen()
     with use("reference"):
         with use("eager"):
-            assert implementation_for(TENSOR) == "eager"
-        assert implementation_for(TENSOR) == "reference"
-    assert implementation_for(TENSOR) == before
+            assert chosen() == "eager"
+        assert chosen() == "reference"
+    assert chosen() == before
 
 
 def test_an_error_ends_the_block_too() -> None:
-    before = implementation_for(TENSOR)
+    before = chosen()
     with pytest.raises(RuntimeError, match="of mine"), use("reference"):
         raise RuntimeError("of mine")
-    assert implementation_for(TENSOR) == before
+    assert chosen() == before
 
 
 def test_use_does_not_reach_other_threads() -> None:
     seen: list[str] = []
-    before = implementation_for(TENSOR)
+    before = chosen()
     with use("reference"):
-        thread = threading.Thread(target=lambda: seen.append(implementation_for(TENSOR)))
+        thread = threading.Thread(target=lambda: seen.append(chosen()))
         thread.start()
         thread.join()
     assert seen == [before]

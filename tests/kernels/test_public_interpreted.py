@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import maskrcnn_loss, paste_masks_in_image
 
 from kernels import batched_nms, mask_loss, multiscale_roi_align, nms, paste_masks, roi_align, segmented_nms, use
-from kernels.dispatch import implementation_for
+from kernels.dispatch import asked_for, resolved
 
 pytestmark = pytest.mark.interpreter
 
@@ -31,7 +31,7 @@ def test_gradcheck(name: str, memory_format: torch.memory_format) -> None:
 
 
 def test_triton_is_the_default_under_the_interpreter() -> None:
-    assert implementation_for(torch.zeros(1)) == "triton"
+    assert resolved(asked_for(), torch.device("cpu")) == "triton"
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)

@@ -56,9 +56,9 @@ NAN, INF = float("nan"), float("inf")
 LOGITS, WEIGHT, BIAS = torch.zeros(2, 3, 4, 4), torch.ones(3, 3), torch.zeros(3)
 # For each an argument that only values tell to be wrong: a good one, bad ones, its name in the message.
 CASES: dict[str, tuple[Callable[[Any], Any], Any, tuple[Any, ...], str]] = {
-    "roi_align": (lambda image: pooled(kernels.roi_align, image), 1, (2, -1), "boxes"),
-    "multiscale_roi_align": (multiscale, 1, (2, -1), "boxes"),
-    "roi_pool": (lambda image: pooled(kernels.roi_pool, image), 1, (2, -1), "boxes"),
+    "roi_align": (lambda image: pooled(kernels.roi_align, image), 1, (2, -1, -0.5), "boxes"),
+    "multiscale_roi_align": (multiscale, 1, (2, -1, -0.5), "boxes"),
+    "roi_pool": (lambda image: pooled(kernels.roi_pool, image), 1, (2, -1, -0.5), "boxes"),
     "mask_loss, labels": (
         lambda label: kernels.mask_loss(LOGITS, index(label), BOXES, MASKS, index(0)),
         2,
