@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         print(f"{'holds' if each.holds else 'FAILS'}  {each.what:82s} {each.asked:>26s}  {each.seen}")
     for message in wrong:
         print(f"WRONG, and so not shown: {message}")
-    device = torch.cuda.get_device_name() if picks.on == "gpu" else "virtual H100 (sm_90), no GPU"
+    device = torch.cuda.get_device_name() if picks.on == "gpu" else "virtual H100 (sm_90)"
     found, folder = results.Results(environment(device), rows), Path(picks.out)
     results.write_json(folder / "kernels.json", found)
     results.write_csv(folder / "kernels.csv", found)

@@ -15,7 +15,7 @@ from bench import cpu_operations
 from bench.kernel_figures import times as kernel_times
 from bench.kernel_figures.cases import OPERATIONS, Case, both, cases
 from bench.kernel_figures.checks import check
-from bench.kernel_figures.times import ROUNDS, WARM_UP
+from bench.kernel_figures.times import WARM_UP, rounds_of
 from bench.kernels import CPU_PAIRS
 
 NAMES = tuple(dict.fromkeys(name for names in CPU_PAIRS.values() for name in names))
@@ -86,10 +86,11 @@ def test_gpu(benchmark: Callable[..., Any], case: Case, by: str) -> None:
         return results
 
     def sweep() -> None:
-        clock.empty_cache()
+        clock.sweep_cache()
         torch.cuda.synchronize()
 
     with provider.active():
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             provider.check(case, step())
-        benchmark.pedantic(step, setup=sweep, rounds=ROUNDS, warmup_rounds=WARM_UP)  # type: ignore[attr-defined]
+        rounds = rounds_of(max(clock.to_end(step) for _ in range(WARM_UP)))
+        benchmark.pedantic(step, setup=sweep, rounds=rounds)  # type: ignore[attr-defined]

@@ -32,6 +32,7 @@ ROUNDS, WARM_UP = 50, 5
 # What the rounds of a slow call may take in seconds, of which there are then fewer, and how few.
 PATIENCE, FEWEST = 10.0, 5
 FASTEST_CLOCK = 3e9  # cycles a second, which no GPU has more of
+LONGEST_LAUNCH = 0.05  # seconds that launching is taken to need at most: what seems longer waits for the GPU
 # Where the eager form of each operation lies: files of `kernels.eager`, and their functions.
 EAGER: dict[str, dict[str, tuple[str, ...]]] = {
     "roi_align": {"roi_align": ("roi_align", "roi_align_backward")},
@@ -57,7 +58,7 @@ class Clock(Protocol):
     cache_bytes: int
 
     def on_device(self, function: Callable[[], Any], launching: float = 0.0) -> float:
-        """Seconds that the device needs for a call that finds nothing in its caches, without what the host needs to
+        """Seconds that the device needs for a call that finds nothing in the L2 cache, without what the host needs to
         launch it, which is about `launching` seconds."""
 
     def on_host(self, function: Callable[[], Any]) -> float:
@@ -76,16 +77,16 @@ class CudaClock:
         self.cache_bytes = int(torch.cuda.get_device_properties().L2_cache_size)
         self.swept = torch.zeros(2 * self.cache_bytes // 8, dtype=torch.int64, device=self.device)
 
-    def empty_cache(self) -> None:
+    def sweep_cache(self) -> None:
         """Fills the L2 cache with what no call reads. Reads it: what was written would have to go to memory later."""
         self.swept.sum()
 
     def on_device(self, function: Callable[[], Any], launching: float = 0.0) -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         # The GPU is kept busy while the host launches, so that no gap between kernels is counted. A function that waits
-        # for the GPU has its gaps, which are its own.
-        torch.cuda._sleep(max(4_000_000, int(2 * launching * FASTEST_CLOCK)))
-        self.empty_cache()
+        # for the GPU has its gaps, which are its own; sleeping longer would not hide them.
+        torch.cuda._sleep(max(4_000_000, int(2 * min(launching, LONGEST_LAUNCH) * FASTEST_CLOCK)))
+        self.sweep_cache()
         start.record()
         function()
         end.record()
@@ -136,15 +137,16 @@ def providers(case: Case) -> Iterator[Provider]:
         torch._dynamo.reset()
         with kernels.use("eager"), ExitStack() as stack:
             stack.enter_context(torch._dynamo.config.patch(fail_on_recompile_limit_hit=True))
+            # That holds in this thread only, so backward passes run in it, too.
+            stack.enter_context(torch.autograd.set_multithreading_enabled(False))
             for stem, names in EAGER[case.operation].items():
                 module = import_module(f"kernels.eager.{stem}")
                 for name in names:
                     stack.enter_context(mock.patch.object(module, name, torch.compile(getattr(module, name))))
             yield
 
-    theirs = check if case.timed_peer is None else check_timed_peer
     peer = case.timed_peer or case.peer
-    yield Provider("torchvision", "float32", "contiguous", peer, case.peer_inputs, ExitStack, theirs)
+    yield Provider("torchvision", "float32", "contiguous", peer, case.peer_inputs, ExitStack, check_timed_peer)
     own = case.dtype_name, case.layout, case.ours, case.inputs
     yield Provider("ours", *own, lambda: kernels.use("triton"))
     yield Provider("eager", *own, lambda: kernels.use("eager"))
@@ -175,8 +177,7 @@ def time_case(case: Case, provider: Provider, clock: Clock, bandwidth: float, ro
             provider.check(case, both(provider.function, turns[0]))
         for direction, count in least.items():
             run = _calls(direction, provider.function, turns)
-            slowest = max(clock.to_end(partial(run, turn)) for turn in range(WARM_UP))
-            number = min(rounds, max(FEWEST, int(PATIENCE / slowest)))
+            number = rounds_of(max(clock.to_end(partial(run, turn)) for turn in range(WARM_UP)), rounds)
             host = spread([clock.on_host(partial(run, turn)) for turn in range(number)])
             device = spread([clock.on_device(partial(run, turn), launching=host[2]) for turn in range(number)])
             figures = {
@@ -193,6 +194,11 @@ def time_case(case: Case, provider: Provider, clock: Clock, bandwidth: float, ro
             config = ", ".join(dict.fromkeys(configs()))
             rows.append(Row(name, provider.dtype, provider.layout, case.seed, provider.name, config, figures))
     return rows
+
+
+def rounds_of(seconds: float, most: int = ROUNDS) -> int:
+    """How often a call that takes so long is timed."""
+    return min(most, max(FEWEST, int(PATIENCE / seconds)))
 
 
 def _calls(direction: str, function: Function, turns: Sequence[Inputs]) -> Callable[[int], Any]:

@@ -135,7 +135,7 @@ def test_the_gpu_is_busy_then_swept_before_a_call_is_timed(monkeypatch: pytest.M
     monkeypatch.setattr(kernel_times.CudaClock, "device", "cpu")
     clock = kernel_times.CudaClock()
     assert clock.swept.nbytes == 2 * 4096
-    monkeypatch.setattr(clock, "empty_cache", lambda: done.append("swept"))
+    monkeypatch.setattr(clock, "sweep_cache", lambda: done.append("swept"))
     assert clock.on_device(lambda: done.append("call"), launching=0.01) == 3e-3
     busy, *rest = done
     assert busy >= 0.02 * 2.5e9
@@ -264,6 +264,7 @@ def test_each_case_is_compiled_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in (1, 2):
         with provider.active():
             assert torch._dynamo.config.fail_on_recompile_limit_hit
+            assert not torch.autograd.is_multithreading_enabled()
         assert len(resets) == number
     assert not torch._dynamo.config.fail_on_recompile_limit_hit
 
@@ -272,7 +273,7 @@ def test_ours_in_the_context_of_the_provider() -> None:
     case = roi_align(7, torch.float32, "contiguous", 4, QUICK)
     names = {provider.name: provider for provider in kernel_times.providers(case)}
     with names["ours"].active():
-        assert kernels.dispatch.implementation_for(torch.zeros(1)) == "triton"
+        assert kernels.dispatch.asked_for() == "triton"
 
 
 def name_of(case: Case) -> str:

@@ -59,7 +59,7 @@ def segmented_nms(seed: int, workload: Workload = FULL) -> Case:
 
 
 def batched_nms(seed: int, workload: Workload = FULL) -> Case:
-    """The levels of an image's RPN as classes. torchvision leaves the order of ties open, so its own is only timed."""
+    """The levels of an image's RPN as classes. torchvision leaves the order of ties open: of its own the set counts."""
 
     def make(compute: torch.dtype, layout: str) -> Inputs:
         boxes, scores = rpn_boxes(workload.levels, workload.boxes, seed)

@@ -24,7 +24,7 @@ class Case:
         ours: what is measured. peer: torchvision's way to the same result, on contiguous inputs.
         least: bytes that each direction must move at least, by its name; the directions that are measured.
         exact: whether results are selections, which must be equal.
-        timed_peer: torchvision's usual form, if `peer` is not that or is less exact on a GPU.
+        timed_peer: torchvision's usual form, if `peer` is not that.
     """
 
     operation: str

@@ -75,7 +75,7 @@ def mask_predict_loss(dtype: torch.dtype, seed: int, workload: Workload = FULL) 
         }
 
     shape = f"{pyramid.channels} channels, {size}x{size}, adaptive"
-    return Case("mask_predict_loss", shape, dtype, "channels last", seed, make, ours, peer, least, timed_peer=peer)
+    return Case("mask_predict_loss", shape, dtype, "channels last", seed, make, ours, peer, least)
 
 
 def mask_predict(dtype: torch.dtype, seed: int, workload: Workload = FULL) -> Case:
@@ -101,7 +101,7 @@ def mask_predict(dtype: torch.dtype, seed: int, workload: Workload = FULL) -> Ca
         return {"forward": read + number * size * size * 4}
 
     shape = f"{workload.pyramid.channels} channels, {size}x{size}"
-    return Case("mask_predict", shape, dtype, "channels last", seed, make, ours, peer, least, timed_peer=peer)
+    return Case("mask_predict", shape, dtype, "channels last", seed, make, ours, peer, least)
 
 
 def _targets(workload: Workload, seed: int, generator: torch.Generator) -> Inputs:
@@ -129,7 +129,6 @@ def _last_layer(
 
 
 def _logits_of_all_classes(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """On a GPU PyTorch's convolutions in float32 round to TF32, so what is timed there need not pass the error rule."""
     return conv2d(features, weight[:, :, None, None], bias)
 
 
