@@ -82,7 +82,6 @@ def _others() -> Iterator[Bar]:
         for ratio in ("ratio 2", "adaptive"):
             yield Bar(f"mask_loss 28x28, {ratio}, backward", dtype, "moved / dense gradient", 1.05)
             yield Bar(f"mask_loss 28x28, {ratio}, backward", dtype, "launches", 1)
-            yield Bar(f"mask_loss 28x28, {ratio}, backward", dtype, "PyTorch operations", 0)
         name = "mask_predict_loss 256 channels, 28x28, adaptive, forward and backward"
         yield Bar(name, dtype, LARGEST, 0.05, "channels last")
 
