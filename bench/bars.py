@@ -119,8 +119,8 @@ def of_pairs(pairs: Sequence[cpu_operations.Pair]) -> list[Seen]:
     """A line for each operation that was timed and of which a speed is asked."""
     asked = {
         "RoIAlign 7x7, forward": 8,
-        "RoIAlign 14x14, forward": 7,
-        "RoIAlign 7x7, forward and backward": 6,
+        "RoIAlign 14x14, forward": 8,
+        "RoIAlign 7x7, forward and backward": 7,
         "batched_nms of 5 x 2,000 boxes": 2,
         "paste of 100 masks into 800 x 1333": 5,
     }
