@@ -146,18 +146,24 @@ def test_every_configuration_can_be_taken(kernel: Autotuner) -> None:
     assert taken == {str(config) for config in kernel.configs}
 
 
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=str)
-def test_what_is_fastest_on_small_maps_is_not_taken_for_large_ones(
-    memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nor the other way round: a first run on toy images decides nothing for others."""
-    keys: list[tuple[Any, ...]] = []
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Nothing is launched, but for each tuned kernel that would be its name and key are noted here."""
+    noted: list[tuple[Any, ...]] = []
 
     def record(kernel: Any, grid: Any, tensors: Any, **arguments: Any) -> None:
         if isinstance(kernel, Autotuner):
-            keys.append((name_of(kernel), *tuning.key_of(kernel, tensors, arguments)))
+            noted.append((name_of(kernel), *tuning.key_of(kernel, tensors, arguments)))
 
     monkeypatch.setattr(tuning, "launch", record)
+    return noted
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_what_is_fastest_on_small_maps_is_not_taken_for_large_ones(
+    memory_format: torch.memory_format, keys: list[tuple[Any, ...]]
+) -> None:
+    """Nor the other way round: a first run on toy images decides nothing for others."""
 
     def keys_of(side: int) -> list[tuple[Any, ...]]:
         keys.clear()
@@ -181,15 +187,10 @@ def test_what_is_fastest_on_small_maps_is_not_taken_for_large_ones(
     assert all(one != other for one, other in zip(small, large, strict=True))
 
 
-def test_one_more_of_anything_in_a_bucket_is_the_same_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_more_of_anything_in_a_bucket_is_the_same_key(
+    keys: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And one more than the bucket is another, for every kernel."""
-    keys: list[tuple[Any, ...]] = []
-
-    def record(kernel: Any, grid: Any, tensors: Any, **arguments: Any) -> None:
-        if isinstance(kernel, Autotuner):
-            keys.append((name_of(kernel), *tuning.key_of(kernel, tensors, arguments)))
-
-    monkeypatch.setattr(tuning, "launch", record)
 
     def keys_of(number: int) -> list[tuple[Any, ...]]:
         keys.clear()
