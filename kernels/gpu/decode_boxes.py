@@ -103,16 +103,16 @@ def _decode_kernel(
     x1, y1, x2, y2 = _columns(anchors_ptr, place, inside, dtype)
     height = tl.load(sizes_ptr + image * 2).to(dtype)
     width = tl.load(sizes_ptr + image * 2 + 1).to(dtype)
-    limit = tl.cast(most, dtype)
-    dx, dy = divide(dx, tl.cast(x_weight, dtype)), divide(dy, tl.cast(y_weight, dtype))
-    dw, dh = divide(dw, tl.cast(w_weight, dtype)), divide(dh, tl.cast(h_weight, dtype))
+    limit = tl.full((), most, dtype)
+    dx, dy = divide(dx, tl.full((), x_weight, dtype)), divide(dy, tl.full((), y_weight, dtype))
+    dw, dh = divide(dw, tl.full((), w_weight, dtype)), divide(dh, tl.full((), h_weight, dtype))
     left, right = _decoded(x1, x2, dx, dw, width, limit)
     top, bottom = _decoded(y1, y2, dy, dh, height, limit)
-    shortest = tl.cast(min_size, dtype)
+    shortest = tl.full((), min_size, dtype)
     place = image * scores_image + segment * scores_segment + own * scores_row
     score = tl.load(scores_ptr + place, mask=inside, other=0.0).to(score_dtype)
     good = (right - left >= shortest) & (bottom - top >= shortest)
-    good = good & (score > tl.cast(score_threshold, score_dtype))
+    good = good & (score > tl.full((), score_threshold, score_dtype))
     if COUNTED:
         good = good & (row < tl.load(counts_ptr + image))
     result = item * number + own

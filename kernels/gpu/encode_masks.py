@@ -170,7 +170,7 @@ def _inside(
     inside_y = (y >= first_y) & (y <= last_y)
     inside_x = (x >= first_x) & (x <= last_x)
     value = bilinear(values, row, column, inside_y, inside_x, SIZE, 0 if CENTERS else 1, dtype)
-    limit = tl.cast(threshold, dtype)
+    limit = tl.full((), threshold, dtype)
     return on_image & (value >= limit if CENTERS else value > limit)
 
 

@@ -60,7 +60,7 @@ def _mask_kernel(
         inside = row < count
         dtype: tl.constexpr = tl.float64 if boxes_ptr.dtype.element_ty == tl.float64 else tl.float32
         box = load_box(boxes_ptr + (segment * num_boxes + row) * 4, dtype, inside)
-        limit = tl.cast(threshold, dtype)
+        limit = tl.full((), threshold, dtype)
         for half in tl.static_range(2):
             first = word * 64 + half * 32
             other = boxes_ptr + (segment * num_boxes + first) * 4

@@ -69,7 +69,7 @@ def _at_once_kernel(
     score, turn = _load_score(scores_ptr, index, BOXES, EVERY, candidate)
     if not EVERY:
         candidate = candidate & (score > -float("inf"))  # false for NaN
-    limit = tl.cast(threshold, dtype)
+    limit = tl.full((), threshold, dtype)
     word = tl.arange(0, WORDS)[None, :]
     before = tl.zeros((BOXES, WORDS), tl.int32)  # bit i % 32 of word i / 32 of row j: i comes before j
     suppressing = tl.zeros((BOXES, WORDS), tl.int32)  # and suppresses it

@@ -86,7 +86,7 @@ def _paste_kernel(
     out = out_ptr + (mask * height + y)[:, None] * width + x[None, :]
     inside = (y < height)[:, None] & (x < width)[None, :]
     if THRESHOLD:
-        limit = tl.cast(threshold, dtype)
+        limit = tl.full((), threshold, dtype)
         result = value >= limit if CENTERS else value > limit
         tl.store(out, result.to(out_ptr.dtype.element_ty), mask=inside)
     else:

@@ -34,7 +34,7 @@ def _rounded(corner, scale):
 def _load_roi(rois_ptr, roi, present, spatial_scale, num_images, BINS_Y: tl.constexpr, BINS_X: tl.constexpr):
     """Image, or -1 for a RoI that gives zeros, and along y and x the first pixel and the size of a bin."""
     row = rois_ptr + roi * 5
-    scale = tl.cast(spatial_scale, rois_ptr.dtype.element_ty)
+    scale = tl.full((), spatial_scale, rois_ptr.dtype.element_ty)
     index = tl.load(row, mask=present, other=-1.0)
     x1, y1 = tl.load(row + 1, mask=present, other=0.0), tl.load(row + 2, mask=present, other=0.0)
     x2, y2 = tl.load(row + 3, mask=present, other=0.0), tl.load(row + 4, mask=present, other=0.0)

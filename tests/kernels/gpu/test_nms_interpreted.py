@@ -73,6 +73,15 @@ def test_overlaps_equal_to_the_threshold(threshold: float) -> None:
     check(*integer_boxes(1, 90, seed=1), threshold, 90)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_an_overlap_of_seven_tenths_is_not_above_it(dtype: torch.dtype) -> None:
+    """0.7 is above its own float32."""
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 7]]], dtype=dtype)
+    scores = torch.tensor([[0.9, 0.8]])
+    assert segmented_nms(boxes, scores, 0.7, 2)[1].item() == 2
+    assert segmented_nms(boxes, scores, 0.6999999, 2)[1].item() == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_dtypes(dtype: torch.dtype) -> None:
     boxes, scores = integer_boxes(2, 70)
