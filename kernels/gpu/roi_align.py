@@ -14,9 +14,9 @@ that lowers the bound of the virtual H100 from 63 to 43 us. Elsewhere the instru
 with two RoIs a program the bound rises from 96 to 112 us at 14x14, and from 31.4 to 33.1 us in bfloat16 at 7x7, where
 half as much is read.
 
-That each bin sums its own samples, as in torchvision, wins nowhere: `python -m bench.kernel_figures.direct_sampling`
-has such kernels beside these. For the same RoIs the best of them has a bound of 73 us at 7x7 and 187 at 14x14 in
-float32, 42 and 151 in bfloat16; the separable form 43, 98, 31 and 59.
+That each bin sums its own samples, as in torchvision, takes more instructions and more lines of the cache:
+`python -m bench.kernel_figures.direct_sampling` has such kernels beside these. For the same RoIs the best of them has
+1.6 times the bound of the separable form at 7x7 in float32, 1.3 times in bfloat16, and more than that at 14x14.
 
 Contiguous maps: a warp takes a row of bins of a few channels. It reads the rows of the map, 32 neighbouring pixels
 at a time, sums them along y, and each bin then gathers its columns from the lanes that hold them.
