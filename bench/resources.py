@@ -3,11 +3,8 @@
 Registers, spills, shared memory, widths of loads and stores, form of atomics. Launches are those of the operations in
 `bench.verification.operations`, at the sizes of the model's heads, and at larger ones where the code depends on them.
 
-Loads are judged where a kernel's bytes are: rows of channels (`HOT_LOADS`), in channels-last layout, have to be read 16
-bytes at a time by each thread, or less where the threads of a program have less of a row (`hot_bytes`): narrow blocks,
-and gradients of 16 bits, 8 bytes a thread. Loads of the other kernels are shown and not judged, each for a reason in
-`NOT_JUDGED`; nor are those of any kernel in contiguous layout, where what a thread reads of a map are single pixels
-under its samples. In float64, which is for checking, kernels have to compile; what they take is shown and not judged.
+`bench.compiled.examination` says what is a problem. What has none is kept on disk for as long as neither the kernel nor
+what looks at it changes; `--fresh` compiles it again.
 """
 
 import json
@@ -15,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,59 +21,25 @@ import triton
 import tyro
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
-from triton.backends.compiler import GPUTarget
 
 import kernels
 from bench.cache import cached
 from bench.cases import Pyramid
-from bench.compiled.launches import AMPERE, BLACKWELL, HOPPER, MI300, Launch, name_of, recorded, tuned_kernels
-from bench.compiled.machine_code import Access, Demand, of_amd, of_nvidia
+from bench.compiled.examination import TARGETS, Row, examine, hot_bytes, told
+from bench.compiled.launches import Launch, name_of, recorded, tuned_kernels
+from bench.compiled.machine_code import Access, Demand
 from bench.environment import environment
+from bench.processes import check_jobs, default_jobs, in_processes
 from bench.verification.case import results_of
 from bench.verification.operations import OPERATIONS
 from bench.verification.scenes import Scene
 from bench.virtual_gpu.torch_operations import Watch
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-TARGETS = {"sm_80": AMPERE, "sm_90": HOPPER, "sm_100": BLACKWELL, "gfx942": MI300}
-MOST_REGISTERS = 128
-HOT_BYTES = 16
 WIDTH_WITHOUT_TERMINAL = 200
 HERE = Path(__file__).parent
 # What a row depends on besides the kernel.
-SOURCES = (Path(__file__), HERE / "compiled", HERE / "virtual_gpu")
-
-# Where most bytes are read as rows of channels, by kernel: the arguments whose loads have to be as wide as `hot_bytes`
-# says in channels-last layout.
-HOT_LOADS = {
-    "_channels_last_kernel": ("features",),
-    "_neighbours_kernel": ("features",),
-    "gather_kernel": ("grad_ptr",),
-    "_sum_kernel": ("sums_ptr",),
-    "_logits_kernel": ("features_ptr",),
-    "_class_gradient_kernel": ("features_ptr",),
-    "_pool_kernel": ("input_ptr",),
-    "_source_kernel": ("grad_ptr", "source_ptr"),
-}
-# Why the loads of all other kernels are not.
-NOT_JUDGED = {
-    "single pixels under samples, or single columns of a box": (
-        *("_contiguous_kernel", "_loss_kernel", "_paste_kernel", "_edges_kernel", "_keypoint_kernel"),
-    ),
-    "a box is four numbers, 16 bytes in float32 and 8 in 16 bits, read whole or shared by a warp": (
-        *("_decode_kernel", "_best_kernel", "_forced_kernel", "_mask_kernel", "_at_once_kernel"),
-    ),
-    "words of 64 boxes, 8 bytes, of rows that lie apart": ("_reduce_kernel",),
-    "a few numbers of each RoI and tile, the same for all channels": (
-        *("_order_kernel", "_window_kernel", "_tile_kernel", "_weights_kernel", "_work_kernel", "_deal_kernel"),
-    ),
-    "a small part of the bytes: sums for a class's weights, once": ("_class_sum_kernel",),
-    "it writes: a number read is a whole row of zeros but for one": ("_gradient_kernel",),
-    "vertices of a part, and edges of a mask, one after another": ("_extent_kernel", "_raster_kernel", "_runs_kernel"),
-}
-
+SOURCES = (HERE / "compiled", HERE / "virtual_gpu")
 HEAD = Scene("box head", Pyramid(2, 128, 160, 256), 16, classes=80, mask_side=28, candidates=200)
 ADAPTIVE = replace(HEAD, name="adaptive", sampling_ratio=-1, aligned=True)
 SCENES = (HEAD, replace(HEAD, name="mask head", pooled=(14, 14)), ADAPTIVE)
@@ -105,6 +69,7 @@ class Arguments:
         dtype: of the operations. target: to compile for.
         json: where to write every configuration.
         fresh: compile again what had no problem earlier with the same sources and versions.
+        jobs: processes that compile at once; as many as there are CPUs, up to 8.
     """
 
     operation: tuple[str, ...] = tuple(OPERATIONS)
@@ -113,22 +78,16 @@ class Arguments:
     target: tuple[str, ...] = tuple(TARGETS)
     json: Path | None = None
     fresh: bool = False
+    jobs: int | None = None
 
 
 @dataclass(frozen=True)
-class Row:
-    """A configuration on a target. demand: None if it does not compile. problems: what must not be.
+class Compiled:
+    """A row; key: of what different rows are different compilations. remembered: whether it comes from the disk."""
 
-    checking: it is in float64, and only has to compile.
-    """
-
-    kernel: str
-    launched_by: str
-    config: str
-    target: str
-    demand: Demand | None
-    problems: tuple[str, ...]
-    checking: bool = False
+    row: Row
+    key: str
+    remembered: bool
 
 
 def main(arguments: list[str]) -> int:
@@ -146,14 +105,20 @@ def main(arguments: list[str]) -> int:
     ):
         if unknown := [each for each in asked if each not in known]:
             return _refuse(f"there is no {what} {unknown[0]!r}; there is {', '.join(known)}")
+    try:
+        check_jobs(chosen.jobs)
+    except ValueError as error:
+        return _refuse(str(error))
     console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
     rows, earlier = [], 0
-    for row, remembered in compiled(chosen):
-        rows.append(row)
-        earlier += remembered
-        for problem in row.problems:
-            line = f"PROBLEM {row.kernel}, {row.target}, {row.config}, {row.launched_by}: {problem}"
-            console.print(line, style="bold red", highlight=False, soft_wrap=True)
+    for name, new in compiled(chosen):
+        rows += [each.row for each in new]
+        earlier += sum(each.remembered for each in new)
+        for row in rows[len(rows) - len(new) :]:
+            for problem in row.problems:
+                line = f"PROBLEM {row.kernel}, {row.target}, {row.config}, {row.launched_by}: {problem}"
+                console.print(line, style="bold red", highlight=False, soft_wrap=True)
+        print(f"{name}: {counted(new)}", file=sys.stderr)  # it may take an hour
     if not rows:
         return _refuse("these operations launch none of these kernels")
     left_out = [] if picked(chosen) else never_compiled(rows)
@@ -168,13 +133,13 @@ def main(arguments: list[str]) -> int:
 
 def picked(chosen: Arguments) -> bool:
     """Whether something is left out because it was not asked for."""
-    return replace(chosen, json=None, fresh=False) != Arguments()
+    return replace(chosen, json=None, fresh=False, jobs=None) != Arguments()
 
 
 def never_compiled(rows: Sequence[Row]) -> list[str]:
     """Configurations of kernels in the rows that no row is about, on any target."""
     found = {(row.kernel, row.config) for row in rows}
-    listed = {(name_of(kernel), _told(config)) for kernel in tuned_kernels() for config in kernel.configs}
+    listed = {(name_of(kernel), told(config)) for kernel in tuned_kernels() for config in kernel.configs}
     return [f"{name}, {config}" for name, config in sorted(listed - found)]
 
 
@@ -183,22 +148,38 @@ def _refuse(why: str) -> int:
     return 2
 
 
-def compiled(chosen: Arguments) -> Iterator[tuple[Row, bool]]:
-    """A row for each different compilation, and whether it comes from the disk: never if it has a problem."""
-    seen = set()
-    for launched_by, launch in launches(chosen.operation, chosen.dtype):
+def counted(new: Sequence[Compiled]) -> str:
+    """How many there are, for people."""
+    remembered, broken = sum(each.remembered for each in new), sum(bool(each.row.problems) for each in new)
+    return f"{len(new)} compilations, {remembered} of them from the disk, {broken} with a problem"
+
+
+def compiled(chosen: Arguments) -> Iterator[tuple[str, list[Compiled]]]:
+    """Operation and dtype, and what differs of what is compiled for them from all before."""
+    picked = list(product(chosen.operation, chosen.dtype))
+    found = in_processes(partial(compiled_for, chosen=chosen), picked, chosen.jobs or default_jobs())
+    seen: set[str] = set()
+    for (operation, dtype), some in zip(picked, found, strict=True):
+        yield f"{operation}, {dtype}", [each for each in some if each.key not in seen]
+        seen |= {each.key for each in some}
+
+
+def compiled_for(operation: str, dtype: str, chosen: Arguments) -> list[Compiled]:
+    """Each different compilation of what an operation launches; never from the disk if it has a problem."""
+    found: dict[str, Compiled] = {}
+    for launched_by, launch in launches([operation], [dtype]):
         if chosen.kernel and launch.name not in chosen.kernel:
             continue
         for name in chosen.target:
             for config in launch.configs_on(TARGETS[name]):
-                key = launch.specialize(config, TARGETS[name]).key
-                if (launch.name, key) not in seen:
-                    seen.add((launch.name, key))
+                key = f"{launch.name} {launch.specialize(config, TARGETS[name]).key}"
+                if key not in found:
                     # The key has a hash of the kernel's source. What is asked of its loads depends on the launch, too.
-                    what = f"resources {launch.name} {key} {hot_bytes(launch, config, TARGETS[name])}"
+                    what = f"resources {key} {hot_bytes(launch, config, TARGETS[name])}"
                     make = partial(_examined, launch, launched_by, config, name)
                     made, remembered = cached(what, SOURCES, ("triton",), make, chosen.fresh, _has_no_problem)
-                    yield _row({**made, "launched_by": launched_by}), remembered
+                    found[key] = Compiled(_row({**made, "launched_by": launched_by}), key, remembered)
+    return list(found.values())
 
 
 def _examined(launch: Launch, launched_by: str, config: triton.Config | None, target: str) -> dict[str, Any]:
@@ -239,78 +220,6 @@ def scenes_of(operation: str) -> tuple[Scene, ...]:
     if operation.startswith("mask_loss"):
         return SCENES + LARGE_MASKS
     return SCENES + OTHER_MAPS.get(operation, ())
-
-
-def examine(launch: Launch, launched_by: str, config: triton.Config | None, target: str) -> Row:
-    """Compiles one configuration."""
-    specialized = launch.specialize(config, TARGETS[target])
-    told = "the only one" if config is None else _told(config)
-    try:
-        kernel = specialized.compile()
-    except Exception as error:  # whatever the compiler raises is the finding
-        problem = f"does not compile: {type(error).__name__}: {str(error).strip().splitlines()[-1:]}"
-        return Row(launch.name, launched_by, told, target, None, (problem,))
-    if TARGETS[target].backend == "hip":
-        demand = of_amd(kernel)
-    else:
-        pointers = [name if isinstance(value, Tensor) else None for name, value in specialized.parameters()]
-        demand = of_nvidia(kernel, pointers)
-    if is_for_checking(launch):
-        return Row(launch.name, launched_by, told, target, demand, (), checking=True)
-    hot = hot_bytes(launch, config, TARGETS[target])
-    return Row(launch.name, launched_by, told, target, demand, tuple(problems(demand, hot, TARGETS[target])))
-
-
-def is_for_checking(launch: Launch) -> bool:
-    """Whether it takes anything in float64."""
-    return any(isinstance(each, Tensor) and each.dtype == torch.float64 for each in tree_leaves(launch.tensors))
-
-
-def hot_bytes(launch: Launch, config: triton.Config | None, target: GPUTarget) -> dict[str, int]:
-    """How many bytes a thread has to load at a time at least, by argument.
-
-    That is 16, but where the threads of a program share rows of channels that are shorter. So it is for narrow blocks,
-    for RoIAlign with few rows of bins, and in the gathers of gradients: a thread of RoIAlign's keeps eight sums for
-    each of its channels and has four at most, as eight of 16 bits, which would be 16 bytes, spilled; RoIPool's has
-    four, too.
-    """
-    if not launch.arguments.get("CHANNELS_LAST", True):
-        return {}
-    widths = dict.fromkeys(HOT_LOADS.get(launch.name, ()), HOT_BYTES)
-    if config is not None and launch.name in ("gather_kernel", "_pool_kernel", "_source_kernel"):
-        channels = config.kwargs["BLOCK_C"] // (target.warp_size * config.num_warps)
-        for argument in widths:
-            size = launch.tensors[launch.kernel.arg_names.index(argument)].element_size()
-            widths[argument] = min(HOT_BYTES, size * max(channels, 1))
-    if config is not None and launch.name == "_channels_last_kernel":
-        (size,) = {each.element_size() for each in launch.tensors[0]}
-        values = launch.arguments["BLOCK_H"] * config.kwargs["BLOCK_C"] // (target.warp_size * config.num_warps)
-        widths = dict.fromkeys(widths, min(HOT_BYTES, size * max(values, 1)))
-    return widths
-
-
-def _told(config: triton.Config) -> str:
-    return ", ".join(f"{name} {value}" for name, value in config.all_kwargs().items())
-
-
-def problems(demand: Demand, hot: Mapping[str, int], target: GPUTarget) -> Iterator[str]:
-    """What must not be. Which argument a load is from is not known on AMD, where the widest have to be wide enough."""
-    if demand.spilled:
-        yield f"{demand.spilled} bytes or registers are spilled"
-    if demand.registers > MOST_REGISTERS:
-        yield f"{demand.registers} registers are more than {MOST_REGISTERS}"
-    if target.backend == "hip":
-        widest = max(demand.widths("load"), default=0)
-        if widest < max(hot.values(), default=0):
-            yield f"nothing is read more than {widest} bytes at a time, {', '.join(hot)} neither"
-        return
-    for argument, least in hot.items():
-        loads = [each for each in demand.accesses if each.kind == "load" and argument in each.arguments]
-        narrow = sorted({each.opcode for each in loads if each.bytes < least})
-        if not loads:
-            yield f"no load of {argument} is found"
-        elif narrow:
-            yield f"{argument} is read less than {least} bytes at a time: {', '.join(narrow)}"
 
 
 def report(rows: Sequence[Row], console: Console, file: Path | None) -> int:

@@ -11,24 +11,22 @@ is never kept, nor is what a real GPU did.
 
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench import processes
 from bench.environment import environment
+from bench.processes import check_jobs, in_processes
 from bench.verification.case import Finding
 from bench.verification.operations import OPERATIONS
 from bench.verification.outcomes import Outcome, verify_one
@@ -39,7 +37,6 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 LAYOUTS = ("channels last", "contiguous", "blocks")
 SIDES = ("triton", "eager", "reference", "torchvision")
 WIDTH_WITHOUT_TERMINAL = 160
-MOST_JOBS = 8  # a process takes a gigabyte
 
 
 @dataclass(frozen=True)
@@ -118,8 +115,7 @@ def pick(chosen: Arguments, here: Place) -> list[tuple[str, str, str, Scene]]:
     dtypes = _pick("dtype", chosen.dtype, DTYPES)
     layouts = _pick("layout", chosen.layout, LAYOUTS)
     names = _pick("shape", chosen.shape, tuple(shapes))
-    if chosen.jobs is not None and chosen.jobs < 1:
-        raise ValueError(f"jobs is {chosen.jobs}; it must be 1 or more")
+    check_jobs(chosen.jobs)
     picked = [
         (operation, dtype, layout, shapes[name])
         for operation in operations
@@ -134,20 +130,14 @@ def pick(chosen: Arguments, here: Place) -> list[tuple[str, str, str, Scene]]:
 
 
 def default_jobs(where: str) -> int:
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if where == "gpu" else min(cpus, MOST_JOBS)
+    return 1 if where == "gpu" else processes.default_jobs()
 
 
 def verified(
     picked: Sequence[tuple[str, str, str, Scene]], here: Place, jobs: int, fresh: bool = False
 ) -> Iterator[Outcome]:
-    """The cases in their order, by processes of a thread each if there are to be several."""
-    verify = partial(verify_one, here=here, fresh=fresh)
-    if min(jobs, len(picked)) == 1:
-        yield from (verify(*each) for each in picked)
-        return
-    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        yield from pool.map(verify, *zip(*picked, strict=True))
+    """The cases in their order, by processes if there are to be several."""
+    return in_processes(partial(verify_one, here=here, fresh=fresh), picked, jobs)
 
 
 def _pick(what: str, asked: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from bench import resources
 from bench.__main__ import main
+from bench.compiled import examination
 from bench.compiled.launches import HOPPER, MI300, name_of, tuned_kernels
 from bench.compiled.machine_code import Access, Demand, accesses_of, of_amd
 from bench.verification.operations import OPERATIONS
@@ -119,23 +120,23 @@ WIDE, NARROW = (
     ],
 )
 def test_problems(demand: Demand, told: str) -> None:
-    assert list(resources.problems(demand, {"input_ptr": 16}, HOPPER)) == ([told] if told else [])
+    assert list(examination.problems(demand, {"input_ptr": 16}, HOPPER)) == ([told] if told else [])
     if "input_ptr" not in told:  # AMD's code does not say whose a load is
-        assert list(resources.problems(demand, {"input_ptr": 16}, MI300)) == ([told] if told else [])
+        assert list(examination.problems(demand, {"input_ptr": 16}, MI300)) == ([told] if told else [])
 
 
 def test_narrow_loads_on_amd() -> None:
     """Where a whole row is short, 4 bytes may be as wide as can be."""
     narrow = Demand(20, 0, 0, (NARROW,))
     told = "nothing is read more than 4 bytes at a time, input_ptr neither"
-    assert list(resources.problems(narrow, {"input_ptr": 16}, MI300)) == [told]
-    assert list(resources.problems(narrow, {"input_ptr": 4}, MI300)) == []
-    assert list(resources.problems(narrow, {}, MI300)) == []
+    assert list(examination.problems(narrow, {"input_ptr": 16}, MI300)) == [told]
+    assert list(examination.problems(narrow, {"input_ptr": 4}, MI300)) == []
+    assert list(examination.problems(narrow, {}, MI300)) == []
 
 
 def test_a_problem_ends_the_run_with_1() -> None:
-    good = resources.Row("a_kernel", "op", "BLOCK 4", "sm_90", Demand(20, 0, 0, (WIDE,)), ())
-    bad = resources.Row("b_kernel", "op", "BLOCK 4", "sm_90", None, ("does not compile",))
+    good = examination.Row("a_kernel", "op", "BLOCK 4", "sm_90", Demand(20, 0, 0, (WIDE,)), ())
+    bad = examination.Row("b_kernel", "op", "BLOCK 4", "sm_90", None, ("does not compile",))
     for rows, code in (([good], 0), ([good, bad], 1)):
         target = Console(file=io.StringIO(), width=160)
         assert resources.report(rows, target, None) == code
@@ -144,7 +145,7 @@ def test_a_problem_ends_the_run_with_1() -> None:
 
 
 def test_what_is_for_checking_has_lines_of_its_own() -> None:
-    judged = resources.Row("a_kernel", "op", "BLOCK 4", "sm_90", Demand(80, 0, 0, (WIDE,)), ())
+    judged = examination.Row("a_kernel", "op", "BLOCK 4", "sm_90", Demand(80, 0, 0, (WIDE,)), ())
     checking = replace(judged, demand=Demand(244, 16, 0, (WIDE,)), checking=True)
     target = Console(file=io.StringIO(), width=160)
     assert resources.report([checking, judged], target, None) == 0
@@ -163,6 +164,7 @@ def test_what_is_for_checking_has_lines_of_its_own() -> None:
         (["--target", "sm_1"], "no target 'sm_1'; there is sm_80, sm_90, sm_100, gfx942"),
         (["--operation", "roi"], "no operation 'roi'; there is roi_align"),
         (["--operation", "nms", "--kernel", "_no_kernel"], "launch none of these kernels"),
+        (["--jobs", "0"], "jobs is 0; it must be 1 or more"),
     ],
 )
 def test_a_wrong_call(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,19 +178,19 @@ def test_kernels_with_hot_loads_are_those_that_are_launched() -> None:
     operations = ("multiscale_roi_align", "roi_pool", "mask_predict")
     launches = [launch for _, launch in resources.launches(operations, ["float32", "bfloat16"])]
     found = {launch.name: launch for launch in launches if launch.arguments.get("CHANNELS_LAST", True)}
-    for kernel, arguments in resources.HOT_LOADS.items():
+    for kernel, arguments in examination.HOT_LOADS.items():
         assert set(arguments) <= set(found[kernel].kernel.arg_names)
-        assert set(arguments) == set(resources.hot_bytes(found[kernel], found[kernel].configs[0], HOPPER))
+        assert set(arguments) == set(examination.hot_bytes(found[kernel], found[kernel].configs[0], HOPPER))
 
 
 @pytest.mark.compiled
 def test_loads_of_every_kernel_are_judged_or_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    reasons = [kernel for kernels in resources.NOT_JUDGED.values() for kernel in kernels]
+    reasons = [kernel for kernels in examination.NOT_JUDGED.values() for kernel in kernels]
     assert len(reasons) == len(set(reasons))
-    assert not set(reasons) & set(resources.HOT_LOADS)
+    assert not set(reasons) & set(examination.HOT_LOADS)
     monkeypatch.setattr(resources, "scenes_of", lambda _: (resources.HEAD, resources.ADAPTIVE, resources.LISTS[2]))
     launched = {launch.name for _, launch in resources.launches(tuple(OPERATIONS), ["float32"])}
-    assert launched == {*reasons, *resources.HOT_LOADS}
+    assert launched == {*reasons, *examination.HOT_LOADS}
 
 
 @pytest.mark.compiled
@@ -196,9 +198,9 @@ def test_the_gather_reads_four_channels_a_thread_or_16_bytes() -> None:
     for dtype, widest in (("bfloat16", 8), ("float16", 8), ("float32", 16)):
         launches = [each for _, each in resources.launches(["multiscale_roi_align"], [dtype])]
         gather = next(each for each in launches if each.name == "gather_kernel")
-        asked = [resources.hot_bytes(gather, config, HOPPER)["grad_ptr"] for config in gather.configs]
+        asked = [examination.hot_bytes(gather, config, HOPPER)["grad_ptr"] for config in gather.configs]
         assert max(asked) == widest
-        row = resources.examine(gather, "a test", gather.configs[asked.index(widest)], "sm_80")
+        row = examination.examine(gather, "a test", gather.configs[asked.index(widest)], "sm_80")
         assert row.problems == ()
 
 
@@ -207,8 +209,8 @@ def test_a_configuration_is_compiled_and_read() -> None:
     launches = [launch for _, launch in resources.launches(["roi_align"], ["float32"])]
     launch = next(each for each in launches if each.name == "_neighbours_kernel")
     for target in ("sm_90", "gfx942"):
-        (config, *_) = launch.configs_on(resources.TARGETS[target])
-        row = resources.examine(launch, "a test", config, target)
+        (config, *_) = launch.configs_on(examination.TARGETS[target])
+        row = examination.examine(launch, "a test", config, target)
         assert row.demand is not None
         assert row.demand.registers > 10
         assert 16 in row.demand.widths("load")
@@ -219,10 +221,10 @@ def test_a_configuration_is_compiled_and_read() -> None:
 @pytest.mark.compiled
 @pytest.mark.parametrize(("dtype", "judged"), [("float16", True), ("float64", False)])
 def test_what_is_for_checking_is_not_judged(dtype: str, judged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "MOST_REGISTERS", 1)
+    monkeypatch.setattr(examination, "MOST_REGISTERS", 1)
     monkeypatch.setattr(resources, "scenes_of", lambda _: (resources.HEAD,))
     _, launch = next(iter(resources.launches(["decode_boxes"], [dtype])))
-    row = resources.examine(launch, "a test", launch.configs[0], "sm_90")
+    row = examination.examine(launch, "a test", launch.configs[0], "sm_90")
     assert row.demand is not None
     assert bool(row.problems) == judged
 
@@ -242,25 +244,31 @@ def test_long_lists_and_large_masks_are_compiled() -> None:
 def test_rows_without_a_problem_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MRCNN_VIRTUAL_GPU_CACHE", str(tmp_path))
     monkeypatch.setattr(resources, "scenes_of", lambda _: resources.LISTS[2:3])
-    pick = resources.Arguments(("nms",), ("_mask_kernel",), ("float32",), ("sm_90", "gfx942"))
-    made, again = list(resources.compiled(pick)), list(resources.compiled(pick))
-    assert {row.target for row, _ in made} == {"sm_90", "gfx942"}
-    assert [remembered for _, remembered in made + again] == [False] * len(made) + [True] * len(made)
-    assert [row for row, _ in again] == [row for row, _ in made]
-    monkeypatch.setattr(resources, "MOST_REGISTERS", 1)
+    pick = resources.Arguments(("nms",), ("_mask_kernel",), ("float32", "bfloat16"), ("sm_90", "gfx942"), jobs=1)
+
+    def compiled(pick: resources.Arguments) -> list[resources.Compiled]:
+        return [each for _, some in resources.compiled(pick) for each in some]
+
+    made, again = compiled(pick), compiled(pick)
+    assert {each.row.target for each in made} == {"sm_90", "gfx942"}
+    assert len({each.key for each in made}) == len(made)
+    assert again == [replace(each, remembered=True) for each in made]
+    assert not any(each.remembered for each in made)
+    together = compiled(replace(pick, fresh=True, jobs=2))
+    assert together == made
+    monkeypatch.setattr(examination, "MOST_REGISTERS", 1)
     for fresh in (True, False):  # what was kept before is not believed any more
-        rows = list(resources.compiled(replace(pick, fresh=fresh)))
-        assert all(row.problems and not remembered for row, remembered in rows)
+        assert all(each.row.problems and not each.remembered for each in compiled(replace(pick, fresh=fresh)))
 
 
 def test_a_configuration_that_nothing_is_compiled_for_is_told() -> None:
     """What the command says holds for every configuration that there is."""
-    listed = [(name_of(kernel), resources._told(config)) for kernel in tuned_kernels() for config in kernel.configs]
-    rows = [resources.Row(kernel, "", config, "sm_90", None, ()) for kernel, config in listed]
+    listed = [(name_of(kernel), examination.told(config)) for kernel in tuned_kernels() for config in kernel.configs]
+    rows = [examination.Row(kernel, "", config, "sm_90", None, ()) for kernel, config in listed]
     assert resources.never_compiled(rows) == []
     name, config = listed[7]
     assert resources.never_compiled([*rows[:7], *rows[8:]]) == [f"{name}, {config}"]
-    assert not resources.picked(resources.Arguments(json=Path("rows.json"), fresh=True))
+    assert not resources.picked(resources.Arguments(json=Path("rows.json"), fresh=True, jobs=2))
     assert resources.picked(resources.Arguments(target=("sm_90",)))
 
 
