@@ -19,8 +19,10 @@ def default_jobs() -> int:
 
 
 def check_jobs(jobs: int | None) -> None:
-    """Raises:
-    ValueError: there is none.
+    """Of a command's `--jobs`; None is what was not given.
+
+    Raises:
+        ValueError: it is less than 1.
     """
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs is {jobs}; it must be 1 or more")

@@ -240,22 +240,30 @@ def test_long_lists_and_large_masks_are_compiled() -> None:
     assert {(each["SIZE"], each["RATIO"]) for each in losses} == {(28, 2), (28, 0), (56, 2), (56, 0)}
 
 
+def compiled(pick: resources.Arguments) -> list[resources.Compiled]:
+    return [each for _, some in resources.compiled(pick) for each in some]
+
+
+@pytest.mark.compiled
+def test_processes_give_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MRCNN_VIRTUAL_GPU_CACHE", str(tmp_path))
+    pick = resources.Arguments(("match_boxes",), (), ("float32", "bfloat16"), ("sm_90",), fresh=True)
+    alone, together = (compiled(replace(pick, jobs=jobs)) for jobs in (1, 2))
+    assert {each.row.kernel for each in alone} == {"_best_kernel", "_forced_kernel"}
+    assert together == alone
+
+
 @pytest.mark.compiled
 def test_rows_without_a_problem_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MRCNN_VIRTUAL_GPU_CACHE", str(tmp_path))
     monkeypatch.setattr(resources, "scenes_of", lambda _: resources.LISTS[2:3])
     pick = resources.Arguments(("nms",), ("_mask_kernel",), ("float32", "bfloat16"), ("sm_90", "gfx942"), jobs=1)
 
-    def compiled(pick: resources.Arguments) -> list[resources.Compiled]:
-        return [each for _, some in resources.compiled(pick) for each in some]
-
     made, again = compiled(pick), compiled(pick)
     assert {each.row.target for each in made} == {"sm_90", "gfx942"}
     assert len({each.key for each in made}) == len(made)
     assert again == [replace(each, remembered=True) for each in made]
     assert not any(each.remembered for each in made)
-    together = compiled(replace(pick, fresh=True, jobs=2))
-    assert together == made
     monkeypatch.setattr(examination, "MOST_REGISTERS", 1)
     for fresh in (True, False):  # what was kept before is not believed any more
         assert all(each.row.problems and not each.remembered for each in compiled(replace(pick, fresh=fresh)))
