@@ -8,7 +8,7 @@ TIMES = ("us", "time bound, us")  # measured ones where there are some
 
 
 def plot(results: Results, path: Path) -> None:
-    """A bar for each row that has a time, with its p20 and p80 where they are known.
+    """A mark for each row that has a time, case by case, with its p20 and p80 where they are known.
 
     Raises:
         ValueError: there is nothing to draw.
@@ -17,7 +17,7 @@ def plot(results: Results, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure_name = next((name for name in TIMES if any(name in row.figures for row in results.rows)), None)
-    rows = [row for row in results.rows if figure_name in row.figures]
+    rows = sorted((row for row in results.rows if figure_name in row.figures), key=lambda row: (row.case, row.dtype))
     if figure_name is None or not rows:
         raise ValueError("no row has a time to draw")
     names = list(dict.fromkeys(row.by for row in rows))
@@ -27,10 +27,14 @@ def plot(results: Results, path: Path) -> None:
     for place, row in enumerate(rows):
         value = row.figures[figure_name]
         ends = [[value - row.figures.get("p20, us", value)], [row.figures.get("p80, us", value) - value]]
-        axes.barh(place, value, xerr=ends, color=f"C{names.index(row.by)}")
+        # A bar would begin where the logarithmic axis happens to: its length would say nothing.
+        axes.errorbar(value, place, xerr=ends, fmt="o", color=f"C{names.index(row.by)}")
+        axes.annotate(f"{value:.4g}", (value, place), (6, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=7)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.3, -0.7)
     axes.set_xscale("log")
+    axes.margins(x=0.1)
+    axes.grid(alpha=0.3)
     axes.set_xlabel(f"{figure_name}, on {results.environment['device']}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
