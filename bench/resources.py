@@ -114,7 +114,7 @@ def main(arguments: list[str]) -> int:
     for name, new in compiled(chosen):
         rows += [each.row for each in new]
         earlier += sum(each.remembered for each in new)
-        for row in rows[len(rows) - len(new) :]:
+        for row in (each.row for each in new):
             for problem in row.problems:
                 line = f"PROBLEM {row.kernel}, {row.target}, {row.config}, {row.launched_by}: {problem}"
                 console.print(line, style="bold red", highlight=False, soft_wrap=True)
